@@ -1,0 +1,65 @@
+"""ALLoRA: LoRA fine-tuning with an adaptive learning rate, inside Hugging Face PEFT (arXiv:2410.09692).
+
+    from alloralib import AlloraConfig
+    model = peft.get_peft_model(model, AlloraConfig(r=16, eta=2.0, target_modules="all-linear"))
+
+Names are imported when they are first used, so `import alloralib` costs milliseconds and loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .adapters import METHODS, AlloraConfig, FamilyConfig, adopt, load_config, peft_config
+    from .errors import AlloraError
+    from .ops.scale import row_norms, scale
+    from .training import RunConfig, train
+
+_WHERE = {
+    "AlloraConfig": "adapters",
+    "AlloraError": "errors",
+    "FamilyConfig": "adapters",
+    "METHODS": "adapters",
+    "RunConfig": "training",
+    "adopt": "adapters",
+    "load_config": "adapters",
+    "peft_config": "adapters",
+    "row_norms": "ops.scale",
+    "scale": "ops.scale",
+    "train": "training",
+}
+__all__ = [
+    "METHODS",
+    "AlloraConfig",
+    "AlloraError",
+    "FamilyConfig",
+    "RunConfig",
+    "__version__",
+    "adopt",
+    "load_config",
+    "peft_config",
+    "row_norms",
+    "scale",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'alloralib' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"alloralib.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+# With PEFT already loaded, tell it at once how to go on training a saved ALLoRA adapter; else the first use of a name
+# from `alloralib.adapters` does.
+if "peft" in sys.modules:
+    importlib.import_module("alloralib.adapters")

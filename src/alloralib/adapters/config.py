@@ -1,0 +1,223 @@
+"""`AlloraConfig`: ALLoRA as a PEFT configuration.
+
+It is a `peft.LoraConfig`, so `get_peft_model`, transformers' `add_adapter` and TRL's `peft_config=` take it as it is. What
+the rule has no use for (alpha, dropout, rsLoRA, DoRA, ...) cannot be set. On disk it is a stock LoRA configuration
+(`adapter_config.json`, with `lora_alpha == r`) and a sidecar file (see `files.py`) that only training reads.
+
+Foreign private API used here: `LoraConfig._custom_modules` (PEFT's seam for layers of one's own) and the field metadata
+`is_lora_variant`, which PEFT's layers read to find a variant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft import LoraConfig
+from torch import nn
+
+from ..errors import ConfigError, LayerError
+from ..ops.adaptors import FAMILY, Member
+
+ApplyTo = Literal["gradient", "update"]
+
+LARGEST_ETA = 1e6
+"""Above it eta^2 |BA| no longer fits the arithmetic of float32; the paper uses 1 to 2."""
+
+# What may differ from LoRA's defaults. Everything else, also what a later PEFT adds, is refused unless it is neutral.
+_SETTABLE = frozenset(
+    [
+        *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+        *("inference_mode", "runtime_config", "r", "rank_pattern", "lora_alpha", "alpha_pattern", "eta", "apply_to"),
+        *("target_modules", "exclude_modules", "target_parameters", "layers_to_transform", "layers_pattern"),
+        *("modules_to_save", "trainable_token_indices", "ensure_weight_tying", "layer_replication"),
+        *("init_lora_weights", "fan_in_fan_out", "bias", "method", "on_stock_layer"),
+    ]
+)
+_WHY_NOT = {
+    "lora_alpha": "ALLoRA has no factor alpha/r: it compounds from layer to layer (the paper's third flaw)",
+    "alpha_pattern": "ALLoRA has no factor alpha/r: it compounds from layer to layer (the paper's third flaw)",
+    "use_rslora": "rank-stabilised LoRA is another alpha/r, and ALLoRA has none",
+    "lora_dropout": "ALLoRA has no dropout: it has not converged as a regulariser in a short run (the paper's first flaw)",
+    "use_dora": "DoRA splits the weight into magnitude and direction, where the rule is not defined",
+    "lora_bias": "the rule scales rows of BA, and a bias on B is not one of them",
+}
+_INITS = (True, False, "gaussian", "orthogonal")
+
+
+class _OnStockLayer:
+    """Asked for its truth by a LoRA layer that PEFT built itself, and by nothing else.
+
+    A second adapter goes to the layers that the first one built. Where a stock `LoraConfig` built them, PEFT looks for
+    the fields of the new configuration that are marked as a variant; finding none, it would train plain LoRA under
+    our name. This field is marked, and answers by refusing.
+    """
+
+    def __bool__(self) -> bool:
+        raise LayerError(
+            "this model's LoRA layers were built by a stock LoraConfig and cannot train ALLoRA",
+            remedy="call alloralib.adopt(model) once before adding the adapter (or add the ALLoRA adapter first)",
+        )
+
+
+@dataclass
+class AlloraConfig(LoraConfig):
+    """Configuration of an ALLoRA adapter: W + BA, gradients of A and B scaled row by row (arXiv:2410.09692, section 4.2).
+
+    Args:
+        r: rank, >= 1. Beyond a layer's smaller side it only warns.
+        eta: the scale while a row of BA is zero, in (0, 1e6]; the scale is 1/sqrt(||(BA)_i|| + 1/eta^2). Not the
+            learning rate: the effective learning rate starts at eta times it.
+        apply_to: "gradient" is the paper's rule. "update" leaves the gradients alone and scales the optimiser's step
+            instead, which is what gives eta its meaning under Adam (docs/rule.md).
+        target_modules, exclude_modules, target_parameters, modules_to_save, rank_pattern, layers_to_transform, bias,
+            init_lora_weights (True, False, "gaussian", "orthogonal"), task_type, ...: as in `peft.LoraConfig`.
+
+    Raises:
+        ConfigError: a value out of range, or a LoRA setting that ALLoRA does not have (`lora_alpha`, `lora_dropout`,
+            `use_rslora`, `use_dora`, ...). The value that means "absent" is let through, so that
+            `dataclasses.replace` works.
+
+    >>> AlloraConfig(r=8, target_modules=["q_proj"]).lora_alpha
+    8
+    """
+
+    r: int = field(default=16, metadata={"help": "Rank of the adapter, at least 1."})
+    lora_alpha: int | None = field(default=None, metadata={"help": "Always r; cannot be set."})  # pyright: ignore
+    eta: float = field(default=2.0, metadata={"help": "Scale of the gradient while a row of BA is zero, > 0."})
+    apply_to: ApplyTo = field(
+        default="gradient", metadata={"help": "Scale the gradient (the paper's rule) or the optimiser's update."}
+    )
+    on_stock_layer: Any = field(
+        default_factory=_OnStockLayer, init=False, repr=False, compare=False, metadata={"is_lora_variant": True}
+    )
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._refuse_unsupported()
+        super().__post_init__()
+        self._sync_alpha()
+        from .attach import build_layer  # the layers know the configuration, not the reverse
+
+        self._custom_modules = {nn.Module: build_layer}  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def member(self) -> Member:
+        """This configuration's row in the family table."""
+        return FAMILY["allora"]
+
+    def _check_numbers(self) -> None:
+        ranks = {"r": self.r} | {f"rank_pattern[{key!r}]": r for key, r in (self.rank_pattern or {}).items()}
+        for name, r in ranks.items():
+            if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+                raise ConfigError(f"{name} must be a whole number of at least 1, got {r!r}", remedy="set r to 4 ... 64")
+        if isinstance(self.eta, bool) or not isinstance(self.eta, int | float) or not 0 < self.eta <= LARGEST_ETA:
+            raise ConfigError(
+                f"eta must be a number in (0, {LARGEST_ETA:g}], got {self.eta!r}",
+                remedy="the paper uses eta = 1, 1.41 and 2; it is the scale of the gradient while a row of BA is zero",
+            )
+        if self.apply_to not in ("gradient", "update"):
+            raise ConfigError(f"apply_to must be 'gradient' or 'update', got {self.apply_to!r}")
+
+    def _settable(self) -> frozenset[str]:
+        return _SETTABLE
+
+    def _refuse_unsupported(self) -> None:
+        if self.lora_alpha not in (None, self.r):
+            self._refuse("lora_alpha", self.lora_alpha)
+        if self.alpha_pattern and self.alpha_pattern != self.rank_pattern:
+            self._refuse("alpha_pattern", self.alpha_pattern)
+        if self.init_lora_weights not in _INITS:
+            raise ConfigError(
+                f"init_lora_weights={self.init_lora_weights!r} is not for ALLoRA, whose B starts at zero on an untouched W",
+                remedy="leave it True, or use 'gaussian'; `alloralib.peft_config('pissa')` gives LoRA with PiSSA",
+            )
+        settable = self._settable()
+        for f in dataclasses.fields(LoraConfig):
+            if f.name in settable:
+                continue
+            neutral = f.default_factory() if f.default is dataclasses.MISSING else f.default  # type: ignore[misc]
+            if getattr(self, f.name) not in (neutral, None, {}):
+                self._refuse(f.name, getattr(self, f.name))
+
+    def _refuse(self, name: str, value: object) -> None:
+        raise ConfigError(
+            f"{name}={value!r} cannot be set on {type(self).__name__}: "
+            + _WHY_NOT.get(name, "it is another LoRA variant, and the rule is not tested with it"),
+            remedy="leave it out; the other members of the family are chosen by name, alloralib.peft_config(...)",
+        )
+
+    def _sync_alpha(self) -> None:
+        """alpha/r = 1 for every rank, whatever was assigned to r or rank_pattern since."""
+        self.lora_alpha = self.r  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.alpha_pattern = dict(self.rank_pattern or {})
+
+    def sidecar(self) -> dict[str, Any]:
+        """Our own settings, the ones that stock PEFT does not know; they go into a file beside its configuration."""
+        return {"method": "allora", "eta": float(self.eta), "apply_to": self.apply_to}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stock LoRA configuration that computes the same at inference: LoRA's keys only, lora_alpha == r."""
+        self._sync_alpha()
+        stock = {f.name for f in dataclasses.fields(LoraConfig)}
+        content = {key: value for key, value in super().to_dict().items() if key in stock}
+        # sets have no order, and two equal runs must write equal files
+        return {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json` (stock LoRA keys) and the sidecar with our settings."""
+        from .files import write_sidecar
+
+        super().save_pretrained(save_directory, **kwargs)
+        write_sidecar(self, save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> LoraConfig:
+        """Read back what `save_pretrained` wrote; a directory without the sidecar gives a stock `LoraConfig`."""
+        from .files import load_config
+
+        return load_config(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+
+
+@dataclass
+class FamilyConfig(AlloraConfig):
+    """A research member of the family (ALLoRA+D, ALLoRA-OD, ASF-LoRA); made by name with `alloralib.peft_config`.
+
+    Args:
+        method: its name in `alloralib.ops.adaptors.FAMILY`.
+        lora_dropout: rate of the dropout in front of A, for the members that have one.
+    """
+
+    method: str = field(default="allora-d", metadata={"help": "Name of the member in the family table."})
+
+    def __post_init__(self) -> None:
+        if self.method not in RESEARCH:
+            raise ConfigError(f"method={self.method!r} is not one of {', '.join(RESEARCH)}")
+        if self.apply_to == "update" and self.member.gradient != "row":
+            raise ConfigError(f"apply_to='update' scales rows, and {self.method} does not", remedy="leave apply_to out")
+        if not (isinstance(self.lora_dropout, int | float) and 0 <= self.lora_dropout < 1) or math.isnan(self.lora_dropout):
+            raise ConfigError(f"dropout must be in [0, 1), got {self.lora_dropout!r}")
+        super().__post_init__()
+
+    @property
+    def member(self) -> Member:
+        """The row of `method` in the family table."""
+        return FAMILY[self.method]
+
+    def _settable(self) -> frozenset[str]:
+        return _SETTABLE | {"lora_dropout"} if self.member.dropout else _SETTABLE
+
+    def sidecar(self) -> dict[str, Any]:
+        """As `AlloraConfig.sidecar`, with the member's name."""
+        return super().sidecar() | {"method": self.method}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `AlloraConfig.to_dict`; a member that no LoRA adapter can stand for names itself, so stock PEFT refuses it."""
+        stock = super().to_dict()
+        return stock if self.member.mergeable else stock | {"peft_type": self.method.upper()}
+
+
+RESEARCH = ("allora-d", "allora-od", "asf-lora")
+"""The members that need a gradient or an output of their own; the others are stock LoRA configurations."""

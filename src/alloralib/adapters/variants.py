@@ -1,0 +1,129 @@
+"""One PEFT `LoraVariant` per layer type: what an ALLoRA adapter adds to a layer, and how it merges.
+
+Foreign private API used here: `peft.tuners.lora.layer.LoraVariant` and the attributes of LoRA layers that PEFT's own
+variants use (`lora_A`, `lora_B`, `lora_dropout`, `scaling`, `get_delta_weight`).
+"""
+
+# PEFT declares these methods static and calls them on an instance; ours need the instance.
+# pyright: reportIncompatibleMethodOverride=false
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft.tuners.lora.layer import LoraVariant
+from torch import Tensor, nn
+
+from ..errors import MergeError
+from ..ops.adaptors import GradientAdaptor, Member
+from ..ops.conv import lora_conv
+from ..ops.embedding import lora_embedding
+from ..ops.linear import lora_linear
+from ..ops.output import scaled_output
+from . import update
+from .config import AlloraConfig
+
+
+@dataclass
+class AlloraVariant(LoraVariant):
+    """A member of the family on one adapter of one layer.
+
+    PEFT's variants are classes of static methods; an instance of this one also carries the adapter's settings.
+    """
+
+    member: Member
+    eta: float
+    apply_to: str
+
+    @classmethod
+    def of(cls, config: AlloraConfig) -> AlloraVariant:
+        return cls(config.member, float(config.eta), config.apply_to)
+
+    @property
+    def gradient(self) -> GradientAdaptor:
+        """What the backward pass does; natural where the optimiser's step is scaled instead."""
+        return "natural" if self.apply_to == "update" else self.member.gradient
+
+    def supports_lora_conversion(self) -> bool:
+        return self.member.mergeable
+
+    def init(self, module: Any, adapter_name: str, **kwargs: Any) -> None:
+        if self.apply_to == "update":
+            update.track(module)
+
+    def merge_safe(self, module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight + self._delta(module, active_adapter, orig_weight)
+
+    def merge_unsafe(self, module: Any, active_adapter: str, orig_weight: Tensor) -> None:
+        orig_weight.data += self._delta(module, active_adapter, orig_weight)
+
+    def unmerge(self, module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight.data - self._delta(module, active_adapter, orig_weight)
+
+    def _delta(self, module: Any, active_adapter: str, weight: Tensor) -> Tensor:
+        if not self.member.mergeable:
+            raise MergeError(
+                f"adapter {active_adapter!r} is ASF-LoRA: its output depends on its size entry by entry, so no weight "
+                "computes it",
+                remedy="keep the adapter unmerged, or train with a mergeable method such as allora",
+            )
+        return module.get_delta_weight(active_adapter).to(weight.dtype)
+
+    def finish(self, f: Tensor) -> Tensor:
+        """The output adaptor."""
+        return scaled_output(f, self.eta) if self.member.output == "scaled" else f
+
+
+class LinearVariant(AlloraVariant):
+    """nn.Linear and GPT-2's Conv1D."""
+
+    def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
+        f = lora_linear(
+            module.lora_dropout[active_adapter](x),
+            None,
+            None,
+            module.lora_A[active_adapter].weight,
+            module.lora_B[active_adapter].weight,
+            gradient=self.gradient,
+            eta=self.eta,
+            scaling=module.scaling[active_adapter],
+        )
+        return result + self.finish(f)
+
+
+class EmbeddingVariant(AlloraVariant):
+    """nn.Embedding. Dropout has no place in front of A there, and PEFT's own embedding ignores it too."""
+
+    def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
+        f = lora_embedding(
+            x,
+            module.lora_embedding_A[active_adapter],
+            module.lora_embedding_B[active_adapter],
+            padding_idx=module.get_base_layer().padding_idx,
+            gradient=self.gradient,
+            eta=self.eta,
+            scaling=module.scaling[active_adapter],
+        )
+        f = self.finish(f)
+        embed_scale = module._get_embed_scale()  # Gemma multiplies its embedding by sqrt(d), and so its adapter
+        return result + (f if embed_scale is None else f * embed_scale.to(f.dtype))
+
+
+class ConvVariant(AlloraVariant):
+    """nn.Conv1d, nn.Conv2d, nn.Conv3d."""
+
+    def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
+        lora_A: nn.Conv2d = module.lora_A[active_adapter]
+        f = lora_conv(
+            module.lora_dropout[active_adapter](x),
+            lora_A.weight,
+            module.lora_B[active_adapter].weight,
+            stride=lora_A.stride,
+            padding=module.zero_padding,
+            groups=module.get_base_layer().groups,
+            gradient=self.gradient,
+            eta=self.eta,
+            scaling=module.scaling[active_adapter],
+        )
+        return result + self.finish(f)

@@ -1,0 +1,1 @@
+"""Metrics, and the model's answers they are taken from."""

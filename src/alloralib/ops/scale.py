@@ -1,0 +1,52 @@
+"""The row norms of BA and the scale made from them.
+
+Source: Huang & Balestriero, "ALLoRA: Adaptive Learning Rate Mitigates LoRA Fatal Flaws", arXiv:2410.09692,
+section 4.2 and Fig. 6.
+
+    n_i = ||(BA)_i||_2          the norm itself, not its square
+    s_i = 1 / sqrt(n_i + 1/eta^2)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def row_norms(A: Tensor, B: Tensor) -> Tensor:
+    """Euclidean norm of every row of BA, without forming BA.
+
+    n_i^2 = B_i (A A^T) B_i^T, so the r x r Gram matrix A A^T is all that is needed of A:
+    O(r^2 (n1 + n2)) operations instead of O(r n1 n2).
+
+    Args:
+        A: (..., r, n2), any floating dtype.
+        B: (..., n1, r), the same leading dimensions.
+
+    Returns:
+        (..., n1), non-negative, detached, in float32 or the wider dtype of A and B.
+
+    Autocast is switched off: in bfloat16 near-collinear A and cancelling B give negative squares. Round-off can
+    do so in float32 too, hence the clamp in front of the root.
+    """
+    with torch.autocast(device_type=A.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(A.dtype, B.dtype), torch.float32)
+        a, b = A.detach().to(dtype), B.detach().to(dtype)
+        squares = ((b @ (a @ a.mT)) * b).sum(dim=-1)
+        return squares.clamp(min=0).sqrt()
+
+
+def scale(magnitude: Tensor, eta: float) -> Tensor:
+    """The adaptor function of the whole family: 1 / sqrt(magnitude + 1/eta^2).
+
+    Written as eta / sqrt(1 + eta^2 magnitude), the same number, which is exactly eta at zero in every dtype.
+    To try another adaptor function, replace this one: every operation of the family calls it and nothing else.
+
+    Args:
+        magnitude: any shape, non-negative: row norms (ALLoRA) or |f(x)| (ALLoRA-OD, ASF-LoRA).
+        eta: the value at zero magnitude, > 0. It is not the learning rate.
+
+    Returns:
+        the shape and dtype of `magnitude`, 0 < s <= eta.
+    """
+    return eta / torch.sqrt(1 + eta**2 * magnitude)
