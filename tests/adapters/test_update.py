@@ -1,0 +1,201 @@
+"""`apply_to="update"`: the optimiser's step scaled row by row, for every optimiser (method.md, section 4)."""
+
+import copy
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+from alloralib import AlloraConfig
+from alloralib.adapters.attach import AlloraLayer
+from alloralib.errors import ConfigError
+from alloralib.ops import reference
+
+from .models import Convs, gradients, llama, mixtral, randomise, tokens
+
+OPTIMISERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "sgd-coupled-decay": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "adam-coupled-decay": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "adamw-fused": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, fused=True),
+    "adamw-foreach": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, foreach=True),
+    "nadam-decoupled": lambda p: torch.optim.NAdam(p, lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.01, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+}
+DECOUPLED = {"adamw": 0.1 * 0.01, "adamw-fused": 0.1 * 0.01, "adamw-foreach": 0.1 * 0.01, "nadam-decoupled": 0.1 * 0.01,
+             "adafactor": 0.1 * 0.01}  # fmt: skip
+LM = {"input_ids": tokens(), "labels": tokens()}
+
+
+def build(apply_to: str = "update", base=llama, targets="all-linear", **settings):
+    return get_peft_model(base(), AlloraConfig(r=3, eta=1.7, target_modules=targets, apply_to=apply_to, **settings)).eval()
+
+
+def factors(model) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("start", [0.0, 0.3])
+def test_the_step_is_the_natural_step_scaled(name: str, start: float) -> None:
+    """Against the same optimiser stepping a copy with the same gradients and no rule."""
+    model = build()
+    if start:
+        randomise(model, size=start)
+    leaves = {n: nn.Parameter(p.detach().clone()) for n, p in model.named_parameters() if p.requires_grad}
+    ours = OPTIMISERS[name]([p for p in model.parameters() if p.requires_grad])
+    plain = OPTIMISERS[name](list(leaves.values()))
+    before = factors(model)
+    grads = gradients(model, LM)
+    for n, p in leaves.items():
+        p.grad = grads[n].clone()
+    ours.step()
+    plain.step()
+    decay, moved = DECOUPLED.get(name, 0.0), 0
+    for n, after in factors(model).items():
+        kept = before[n] * (1 - decay)
+        natural = leaves[n].detach() - kept
+        A, B = before[n.replace("_B.", "_A.")], before[n.replace("_A.", "_B.")]
+        s = reference.scale(reference.row_norms(A, B), 1.7)
+        factor = s[:, None] if "lora_B" in n else (s[:, None] * B).norm() / B.norm() if start else torch.tensor(1.7)
+        torch.testing.assert_close(after, kept + factor * natural, rtol=1e-4, atol=2e-6)
+        moved += not torch.equal(after, before[n])
+    assert moved >= len(leaves) / 2
+
+
+def test_gradients_are_loras_own() -> None:
+    update, natural = build("update"), build("gradient")
+    randomise(update)
+    randomise(natural)
+    layers = [m for m in natural.modules() if isinstance(m, AlloraLayer)]
+    ours = gradients(update, LM)
+    ruled = gradients(natural, LM)
+    for m in layers:
+        m.lora_variant.pop("default")
+    for name, grad in gradients(natural, LM).items():
+        torch.testing.assert_close(ours[name], grad, rtol=1e-4, atol=1e-6)
+        assert "lora_" not in name or not torch.allclose(ruled[name], grad, rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.parametrize("eta", [1.0, 2.0, 8.0])
+def test_under_adam_eta_acts_on_the_update_and_cancels_in_the_gradient(eta: float) -> None:
+    """Section 4 of method.md: mean row norm after five steps, relative to eta = 1."""
+
+    def norm_after_five(apply_to: str, eta: float) -> float:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(24, 16, bias=False))
+        net[0].weight.data.zero_()
+        model = get_peft_model(net, AlloraConfig(r=4, eta=eta, target_modules=["0"], apply_to=apply_to))
+        x, y = torch.randn(64, 24), torch.randn(64, 16)
+        optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+        for _ in range(5):
+            optimiser.zero_grad()
+            (model(x) - y).square().mean().backward()
+            optimiser.step()
+        layer = next(m for m in model.modules() if isinstance(m, AlloraLayer))
+        return layer.adapter_row_norms("default").mean().item()
+
+    decoupled = norm_after_five("update", eta) / norm_after_five("update", 1.0)
+    coupled = norm_after_five("gradient", eta) / norm_after_five("gradient", 1.0)
+    assert decoupled == pytest.approx(eta, rel=0.15)
+    assert coupled == pytest.approx(1.0, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["convs", "experts", "embedding"])
+def test_other_layer_types(kind: str) -> None:
+    if kind == "convs":
+        model = build(base=Convs, targets=["one", "two", "three"])
+        inputs = torch.randn(2, 3, 96, generator=torch.Generator().manual_seed(0))
+    elif kind == "experts":
+        model, inputs = build(base=mixtral, targets=[], target_parameters=["mlp.experts.down_proj"]), LM
+    else:
+        model, inputs = build(targets=["embed_tokens"]), LM
+    randomise(model)
+    before = factors(model)
+    grads = gradients(model, inputs)
+    norms = {n: m.adapter_row_norms("default") for n, m in model.named_modules() if isinstance(m, AlloraLayer)}
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5).step()
+    for n, after in factors(model).items():
+        if "_B" not in n:
+            continue
+        s = reference.scale(next(v for k, v in norms.items() if n.startswith(k + ".")), 1.7)
+        step = -0.5 * grads[n]
+        if kind == "experts":
+            expected = (step.view(step.shape[0], -1, 4) * s.T[:, None, :]).reshape(step.shape)
+        else:
+            expected = step * s.view(-1, *(1,) * (step.dim() - 1))
+        torch.testing.assert_close(after, before[n] + expected, rtol=1e-4, atol=1e-6)
+
+
+def test_only_the_adapters_that_ask_are_scaled() -> None:
+    """A head that is trained in full, and an adapter with apply_to="gradient", step as the optimiser says."""
+    model = build()
+    model.add_adapter("other", AlloraConfig(r=2, eta=1.7, target_modules=["q_proj"]))
+    model.set_adapter("other")
+    randomise(model, "other")
+    model.lm_head.weight.requires_grad_(True)
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    grads = gradients(model, LM)
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5).step()
+    for n, p in model.named_parameters():
+        if n in before:
+            torch.testing.assert_close(p.detach(), before[n] - 0.5 * grads[n], rtol=1e-5, atol=1e-7)
+
+
+def test_a_deep_copy_follows_the_rule() -> None:
+    model = copy.deepcopy(build())
+    before = factors(model)
+    grads = gradients(model, LM)
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    name = next(n for n in before if "lora_B" in n)
+    torch.testing.assert_close(factors(model)[name], -0.1 * 1.7 * grads[name], rtol=1e-4, atol=1e-7)
+
+
+class Home(torch.optim.Optimizer):
+    def __init__(self, params, **defaults) -> None:
+        super().__init__(params, defaults)
+
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(p.grad, alpha=-group["lr"])
+
+
+def test_an_optimiser_of_ones_own() -> None:
+    model = build()
+    params = [p for p in model.parameters() if p.requires_grad]
+    grads = gradients(model, LM)
+    Home(params, lr=0.1, weight_decay=0.0).step()
+    name = next(n for n in grads if "lora_B" in n)
+    torch.testing.assert_close(factors(model)[name], -0.1 * 1.7 * grads[name], rtol=1e-4, atol=1e-7)
+    with pytest.raises(ConfigError, match="cannot tell how Home applies weight_decay"):
+        Home(params, lr=0.1, weight_decay=0.1).step()
+
+
+def test_transformers_adafactor() -> None:
+    from transformers.optimization import Adafactor
+
+    model = build()
+    params = [p for p in model.parameters() if p.requires_grad]
+    gradients(model, LM)
+    Adafactor(params, lr=0.01, relative_step=False, scale_parameter=False, weight_decay=0.1).step()
+    with pytest.raises(ConfigError, match="Adafactor"):
+        Adafactor(params, lr=0.01, relative_step=False, scale_parameter=True, weight_decay=0.1).step()
+
+
+def test_without_the_hook_the_test_above_would_fail(monkeypatch) -> None:
+    """The guard against silent plain LoRA: with the hook gone, B moves by the natural step."""
+    from alloralib.adapters import update
+
+    monkeypatch.setattr(update, "track", lambda layer: None)
+    model = build()
+    grads = gradients(model, LM)
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    name = next(n for n in grads if "lora_B" in n)
+    assert not torch.allclose(factors(model)[name], -0.1 * 1.7 * grads[name], rtol=1e-3)
