@@ -31,7 +31,7 @@ def saved(tmp_path, method: str = "allora", **settings):
 def test_what_is_on_disk(tmp_path) -> None:
     _, path = saved(tmp_path)
     stock = json.loads((path / "adapter_config.json").read_text())
-    assert stock.keys() == {f for f in LoraConfig().to_dict()}
+    assert stock.keys() == set(LoraConfig().to_dict())
     assert (stock["peft_type"], stock["r"], stock["lora_alpha"]) == ("LORA", 4, 4)
     assert stock["rank_pattern"] == stock["alpha_pattern"] == {"q_proj": 2}
     ours = json.loads((path / SIDECAR).read_text())
@@ -58,7 +58,7 @@ with torch.no_grad():
 def test_stock_peft_without_alloralib_computes_the_same_logits(tmp_path, method: str) -> None:
     from safetensors.torch import load_file, save_file
 
-    model, path = saved(tmp_path, method)
+    model, _ = saved(tmp_path, method)
     llama().save_pretrained(tmp_path / "base")
     save_file({"ids": tokens()}, tmp_path / "ids.safetensors")
     arguments = [str(tmp_path / name) for name in ("base", "adapter", "ids.safetensors", "out.safetensors")]

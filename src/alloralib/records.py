@@ -1,0 +1,81 @@
+"""A run's record: everything that is needed to judge it and to run it again. JSON in and out, strict; no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import RecordError
+
+RECORD_FILE = "record.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One training run.
+
+    Attributes:
+        config: the resolved run configuration; `allora train` takes it back.
+        command: the command line that does the run again.
+        versions: of Python and the libraries that compute.
+        machine: processor and number of threads.
+        model: name, task and size of the frozen model.
+        data: source, sha256 and number of rows of each part, and what was left out.
+        adapter: method, number of adapted modules and of trained parameters.
+        metrics: `before` and `after` on the held-out rows.
+        history: per logged step: step, loss, learning_rate, grad_norm, tokens (seen so far).
+        seconds: wall-clock by phase.
+    """
+
+    config: dict[str, Any]
+    command: str
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    adapter: dict[str, Any]
+    metrics: dict[str, dict[str, float]]
+    history: list[dict[str, float]]
+    seconds: dict[str, float]
+    format: int = FORMAT
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write to a JSON file. NaN and infinity become null, which JSON has a word for."""
+        text = json.dumps(_finite(asdict(self)), indent=1, sort_keys=True, allow_nan=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> RunRecord:
+        """Read what `write` wrote.
+
+        Raises:
+            RecordError: not there, not JSON, not a record, or of another version.
+        """
+        where = str(path)
+        try:
+            content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecordError(f"not a record ({error})", where=where, remedy="give the directory of a finished run") from None
+        known = {f.name for f in fields(cls)}
+        if not isinstance(content, dict) or content.get("format") != FORMAT:  # pyright: ignore[reportUnknownMemberType]
+            raise RecordError("not a record of this version", where=where, remedy="run it again, or update alloralib")
+        keys: set[str] = set(content)  # pyright: ignore[reportUnknownArgumentType]
+        if keys != known:
+            odd = ", ".join(sorted(keys ^ known))
+            raise RecordError(f"missing or unknown entries: {odd}", where=where, remedy="run it again")
+        return cls(**content)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
+    return value

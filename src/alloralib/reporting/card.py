@@ -1,0 +1,94 @@
+"""The model card of an adapter, filled in from the run's record."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+
+from ..records import RunRecord
+
+
+def write_card(record: RunRecord, path: str | os.PathLike[str]) -> None:
+    """Write the card (README.md, with the hub's YAML header)."""
+    Path(path).write_text(card(record), encoding="utf-8")
+
+
+def card(record: RunRecord) -> str:
+    """The card as Markdown. It says what the record says and nothing else."""
+    adapter, data, model = record.adapter, record.data, record.model
+    header = {
+        "base_model": model["name"],
+        "library_name": "peft",
+        "tags": ["alloralib", adapter["method"], "lora", record.config["task"]],
+    }
+    train, held = data["train"], data["evaluation"]
+    knobs = ", ".join(f"{name} = {adapter[name]}" for name in ("r", "eta", "apply_to") if name in adapter)
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {model['name']} with {adapter['method']}, {record.config['task']} on {train['source']}",
+        "",
+        f"An adapter for `{model['name']}` ({model['class']}), trained with the method `{adapter['method']}` ({knobs}): "
+        f"{adapter['trained_parameters']:,} trained parameters in {adapter['modules']} modules.",
+        "",
+        "## Result on held-out rows",
+        "",
+        "| | before | after |",
+        "|---|---|---|",
+        *(
+            f"| {name.replace('_', ' ')} | {_number(record.metrics['before'][name])} | {_number(value)} |"
+            for name, value in record.metrics["after"].items()
+        ),
+        "",
+        f"{held['rows']:,} rows of `{held['source']}`; {train['rows']:,} rows to train on; {data['duplicates_removed']:,} rows "
+        "left out as duplicates."
+        + (f" The most frequent class alone scores {data['majority']:.3f}." if "majority" in data else ""),
+        "",
+        "![loss curve](loss.png)",
+        "",
+        "## Run it again",
+        "",
+        "```",
+        record.command,
+        "```",
+        "",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items())) + ".",
+        f"Data: sha256 `{train['sha256']}`. All settings and the loss of every step: `record.json`.",
+        "",
+        "## Use it",
+        "",
+        *_usage(record),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _usage(record: RunRecord) -> list[str]:
+    if record.adapter["method"] == "asf-lora":
+        return ["ASF-LoRA is no LoRA adapter at inference; it needs `import alloralib.adapters` before PEFT loads it."]
+    labels = record.data.get("labels")
+    auto = "AutoModelForCausalLM" if labels is None else "AutoModelForSequenceClassification"
+    arguments = "base" if labels is None else f"base, num_labels={len(labels)}"
+    lines = [
+        "It is a stock LoRA adapter; PEFT alone loads it:",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {auto}",
+        "",
+        'base = "..."  # ' + record.model["name"],
+        f"model = PeftModel.from_pretrained({auto}.from_pretrained({arguments}), adapter)",
+        "```",
+    ]
+    if labels is not None:
+        lines += ["", "Classes, in the order of the logits: " + ", ".join(labels) + "."]
+    return lines
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -1,0 +1,188 @@
+"""`RunConfig`: one training run, typed, from a YAML file and flags. Imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import ConfigError, did_you_mean
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+TASKS = ("classification", "causal-lm")
+DEFAULT_HELD_OUT = 0.1
+DEFAULT_EPOCHS = 3.0
+
+
+class RunConfig(BaseModel):
+    """What `allora train` does. A field that means nothing in a run cannot be set in it.
+
+    Raises:
+        ConfigError: from `RunConfig.of`; an unknown key (with the nearest name), a value out of range, a contradiction.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Literal["classification", "causal-lm"] = Field(description="what to train for")
+    model: str = Field(description="a model directory, a hub id, or a bundled model: smollm2-135m, minilm-l6")
+    data: str = Field(description="training rows: .csv .tsv .jsonl .parquet, a bundled set (tweets) or a hub id[:split]")
+    output_dir: str = Field(description="where the adapter, its card, the record and the loss curve go")
+    overwrite: bool = Field(default=False, description="replace a run that is already in --output-dir")
+
+    evaluation_data: str | None = Field(default=None, description="held-out rows; default: a share of --data")
+    held_out: Share | None = Field(
+        default=None, description=f"share of --data to evaluate on, if there is no --evaluation-data [{DEFAULT_HELD_OUT}]"
+    )
+    text_column: str | None = Field(default=None, description="column with the text [text]")
+    label_column: str | None = Field(default=None, description="column with the class; classification only [label]")
+    prompt_column: str | None = Field(default=None, description="column with the prompt; causal-lm, with --completion-column")
+    completion_column: str | None = Field(default=None, description="column with the answer, the part that is learnt")
+    train_rows: Positive | None = Field(default=None, description="train on at most so many rows, chosen by --data-seed")
+    evaluation_rows: Positive | None = Field(
+        default=None, description="evaluate on at most so many rows, chosen by --evaluation-seed"
+    )
+    max_length: Positive = Field(default=512, description="tokens per row; what is longer is cut")
+
+    method: str = Field(default="allora", description="allora, allora-d, allora-od, asf-lora, lora-x-eta, lora, dora, ...")
+    r: int = Field(default=16, description="rank")
+    eta: float | None = Field(default=None, description="scale of the gradient where a row of BA is zero [2.0]")
+    apply_to: Literal["gradient", "update"] | None = Field(
+        default=None, description="scale the gradient (the paper) or the optimiser's update [gradient]"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="for the methods that have one, which allora has not [0.05]"
+    )
+    target_modules: str | list[str] = Field(
+        default="all-linear", description="modules to adapt: names separated by commas, a regular expression, or all-linear"
+    )
+
+    learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="of the optimiser, at its highest")
+    epochs: Annotated[float, Field(gt=0)] | None = Field(default=None, description=f"passes over the rows [{DEFAULT_EPOCHS}]")
+    max_steps: Positive | None = Field(default=None, description="optimiser steps, instead of --epochs")
+    batch_size: Positive = Field(default=16, description="rows per forward pass")
+    gradient_accumulation: Positive = Field(default=1, description="forward passes per optimiser step")
+    optimizer: str = Field(
+        default="adamw_torch", description="one of transformers' optimisers: adamw_torch, sgd, ..."
+    )
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        default="cosine", description="course of the learning rate"
+    )
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.05, description="share of the steps in which it rises")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="of the optimiser")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(default=1.0, description="gradients are clipped to this norm")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the frozen weights")
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
+
+    adapter_seed: Seed = Field(default=0, description="initial values of the adapter and of a new head")
+    data_seed: Seed = Field(default=0, description="order of the rows, their choice by --train-rows, dropout")
+    evaluation_seed: Seed = Field(default=0, description="which rows are held out, and their choice by --evaluation-rows")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_names(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("target_modules"), str) and "," in values["target_modules"]:
+            values = values | {"target_modules": [n.strip() for n in values["target_modules"].split(",") if n.strip()]}
+        return values
+
+    @model_validator(mode="after")
+    def _no_field_without_meaning(self) -> RunConfig:
+        clash = None
+        if self.epochs is not None and self.max_steps is not None:
+            clash = "epochs and max_steps both say how long to train: leave one out"
+        elif self.evaluation_data is not None and self.held_out is not None:
+            clash = "evaluation_data and held_out both say what to evaluate on: leave one out"
+        elif self.task == "classification" and (self.prompt_column or self.completion_column):
+            clash = "prompt_column and completion_column are for task causal-lm: use text_column and label_column"
+        elif self.task == "causal-lm" and self.label_column:
+            clash = "label_column is for task classification: use prompt_column and completion_column"
+        elif (self.prompt_column is None) != (self.completion_column is None):
+            clash = "prompt_column and completion_column go together: set both or neither"
+        elif self.prompt_column and self.text_column:
+            clash = "text_column trains on all of the text, prompt_column and completion_column on the answer: choose"
+        if clash:
+            raise ValueError(clash)
+        return self
+
+    @classmethod
+    def of(cls, settings: dict[str, Any], where: str | None = None) -> RunConfig:
+        """A checked configuration.
+
+        Args:
+            settings: by field name.
+            where: where they come from, for errors (a file, the command line).
+        """
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise _explained(first, where) from None
+        except TypeError as error:
+            raise ConfigError(f"keys must be names: {error}", where=where) from None
+
+    @classmethod
+    def load(cls, path: str | Path | None, overrides: dict[str, Any]) -> RunConfig:
+        """A YAML file, and settings that go over it."""
+        settings: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
+        where = None if path is None else str(path)
+        return cls.of(settings | overrides, where)
+
+    def to_yaml(self) -> str:
+        """The configuration as a file that `allora train --config` takes; only what is set."""
+        settings = self.model_dump(exclude_none=True)
+        return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+    def command(self) -> str:
+        """The command line that does this run again."""
+        words = ["allora", "train"]
+        for name, value in self.model_dump(exclude_defaults=True).items():
+            words.append("--" + name.replace("_", "-"))
+            if value is not True:
+                words.append(",".join(value) if isinstance(value, list) else str(value))
+        return shlex.join(words)
+
+    @property
+    def text(self) -> str:
+        """The text column, by default `text`."""
+        return self.text_column or "text"
+
+    @property
+    def label(self) -> str:
+        """The label column, by default `label`."""
+        return self.label_column or "label"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=str(path), remedy="check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not YAML: {error}", where=str(path), remedy="start from `allora train --print-config`") from None
+    if not isinstance(content, dict):
+        raise ConfigError("not a mapping of settings", where=str(path), remedy="write one `name: value` per line")
+    return content
+
+
+def _explained(error: Any, where: str | None) -> ConfigError:
+    name = ".".join(str(part) for part in error["loc"][:1])
+    flag = "--" + name.replace("_", "-")
+    if error["type"] == "extra_forbidden":
+        return ConfigError(f"unknown setting {name!r}", where=where, remedy=did_you_mean(name, RunConfig.model_fields))
+    if error["type"] == "missing":
+        about = RunConfig.model_fields[name].description
+        return ConfigError(f"{name} is not set", where=where, remedy=f"give {flag}: {about}")
+    message = error["msg"].removeprefix("Value error, ")
+    if not name:  # a contradiction between fields says its own remedy
+        what, _, remedy = message.partition(": ")
+        return ConfigError(what, where=where, remedy=remedy or None)
+    return ConfigError(
+        f"{name}={error['input']!r}: {message[0].lower()}{message[1:]}",
+        where=where,
+        remedy=f"{flag}: {RunConfig.model_fields[name].description}",
+    )

