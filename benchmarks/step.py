@@ -121,9 +121,7 @@ def measure(rounds: int, warmup: int, rows: int, tokens: int, r: int) -> dict[st
 def ratios(record: dict[str, Any], arm: str) -> dict[str, float]:
     """Median over the rounds of (arm / other), each ratio within one round."""
     seconds = record["seconds"]
-    return {
-        other: statistics.median(a / b for a, b in zip(seconds[arm], seconds[other], strict=True)) for other in seconds
-    }
+    return {other: statistics.median(a / b for a, b in zip(seconds[arm], seconds[other], strict=True)) for other in seconds}
 
 
 def table(record: dict[str, Any]) -> str:
@@ -134,9 +132,7 @@ def table(record: dict[str, Any]) -> str:
         values = record["seconds"][name]
         low, middle, high = statistics.quantiles(values, n=4)
         share = "" if name == "allora" else f"{ours[name]:.2f} of it"
-        lines.append(
-            f"| {title} | {middle:.2f} s | {low:.2f} to {high:.2f} | {ratios(record, name)['frozen']:.2f} | {share} |"
-        )
+        lines.append(f"| {title} | {middle:.2f} s | {low:.2f} to {high:.2f} | {ratios(record, name)['frozen']:.2f} | {share} |")
     return "\n".join(lines)
 
 

@@ -1,11 +1,57 @@
+"""No hub, no window, no clock: what every test starts from."""
+
+import csv
 import os
+import random
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("project")
+
+WORDS = [
+    *("good", "bad", "film", "story", "actor", "plot", "great", "poor", "fine", "awful"),
+    *("the", "a", "was", "is", "and", "very", "not", "music", "scene", "ending"),
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> str:
+    """The directory of a random two-layer Llama with a word-level tokenizer, quick enough for a run per test."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    from .adapters.models import llama
+
+    path = tmp_path_factory.mktemp("models") / "tiny-llama"
+    llama().save_pretrained(path)
+    inner = Tokenizer(WordLevel({w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}, unk_token="<unk>"))
+    inner.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def reviews(tmp_path) -> Path:
+    """60 short texts of two classes that a model can tell apart, and a prompt and completion made of each."""
+    rng = random.Random(0)
+    path = tmp_path / "reviews.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "prompt", "completion"])
+        for i in range(60):
+            good = i % 2 == 0
+            verdict = rng.choice(["good", "great"] if good else ["bad", "awful"])
+            text = " ".join([*rng.sample(WORDS[10:], rng.randint(3, 7)), verdict])
+            writer.writerow([text, "pos" if good else "neg", text, " fine" if good else " poor"])
+    return path

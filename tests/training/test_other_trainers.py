@@ -27,7 +27,7 @@ def allora_layers(model) -> list[Linear]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    words = "<pad> </s> <unk> the cat dog sat ran on under mat road . ? yes no".split()
+    words = ["<pad>", "</s>", "<unk>", "the", "cat", "dog", "sat", "ran", "on", "under", "mat", "road", ".", "?", "yes", "no"]
     inner = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
@@ -132,7 +132,9 @@ def test_trl_peft_config(tmp_path, apply_to: str) -> None:
     trainer.model.load_state_dict(start)
     for layer in layers:
         layer.lora_variant.clear()
-    natural = gradients(trainer.model.eval(), {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "labels")})
+    natural = gradients(
+        trainer.model.eval(), {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "labels")}
+    )
     for name, after in moved.items():
         torch.testing.assert_close(after, -0.5 * 1.7 * natural[name], rtol=1e-3, atol=1e-6)
 

@@ -18,8 +18,8 @@ class Parser(argparse.ArgumentParser):
     """argparse, with our kind of error: what, and the remedy; exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the command line, with the nearest flag or verb where there is one."""
-        raise ConfigError(message, where=self.prog, remedy=f"{self.prog} --help lists what there is")
+        """Say what is wrong with the command line, and where to look."""
+        raise ConfigError(message, remedy=f"{self.prog} --help lists what there is")
 
 
 def build_parser(chosen: str | None) -> Parser:
@@ -51,14 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser = build_parser(next((word for word in argv if not word.startswith("-")), None))
         if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
-            raise ConfigError(f"there is no verb {argv[0]!r}", where="allora", remedy=did_you_mean(argv[0], VERBS))
+            raise ConfigError(f"there is no verb {argv[0]!r}", remedy=did_you_mean(argv[0], VERBS))
         arguments, unknown = parser.parse_known_args(argv)
         if unknown:
             verb = VERBS[arguments.verb]
             flag = unknown[0].partition("=")[0]
-            raise ConfigError(
-                f"unknown argument {flag!r}", where=f"allora {arguments.verb}", remedy=did_you_mean(flag, verb.flags())
-            )
+            raise ConfigError(f"unknown argument {flag!r}", where=arguments.verb, remedy=did_you_mean(flag, verb.flags()))
         return VERBS[arguments.verb].run(arguments)
     except AlloraError as error:
         print(f"allora: {error}", file=sys.stderr)

@@ -19,7 +19,8 @@ def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> t
     p = correct / total
     centre = p + z * z / (2 * total)
     half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return (centre - half) / (1 + z * z / total), (centre + half) / (1 + z * z / total)
+    low, high = (centre - half) / (1 + z * z / total), (centre + half) / (1 + z * z / total)
+    return max(low, 0.0), min(high, 1.0)
 
 
 def classification_metrics(predicted: NDArray[np.int64], truth: NDArray[np.int64], classes: int) -> dict[str, float]:

@@ -1,0 +1,309 @@
+"""`allora train` from end to end on a tiny model, and every mistake it has to explain."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from peft import AutoPeftModelForSequenceClassification
+
+from alloralib.cli.main import main
+from alloralib.records import RunRecord
+
+FILES = {"adapter_config.json", "adapter_model.safetensors", "allora_config.json", "record.json", "loss.png", "README.md"}
+
+
+@pytest.fixture(autouse=True)
+def _warnings():
+    """The verb silences warnings of other libraries for its process; a test's process goes on."""
+    import warnings
+
+    with warnings.catch_warnings():
+        yield
+
+
+@pytest.fixture
+def base(tiny_llama, reviews, tmp_path) -> list[str]:
+    return [
+        "train", "--task", "classification", "--model", tiny_llama, "--data", str(reviews), "--output-dir",
+        str(tmp_path / "run"), "--r", "4", "--max-steps", "4", "--batch-size", "8", "--held-out", "0.3",
+    ]  # fmt: skip
+
+
+def with_(base: list[str], **flags) -> list[str]:
+    """`base` with flags replaced, added, or (None) taken away."""
+    words = list(base)
+    for name, value in flags.items():
+        flag = "--" + name.replace("_", "-")
+        if flag in words:
+            del words[words.index(flag) : words.index(flag) + 2]
+        if value is not None:
+            words += [flag] if value is True else [flag, str(value)]
+    return words
+
+
+def contents(path) -> set[str]:
+    return {str(p.relative_to(path)) for p in path.rglob("*")}
+
+
+def refused(words: list[str], tmp_path, capsys, match: str) -> str:
+    """The command ends with code 2, a message, no traceback, and nothing written."""
+    before = contents(tmp_path)
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert re.search(match, message), message
+    assert "Traceback" not in message
+    assert "remedy" in message
+    assert contents(tmp_path) == before
+    return message
+
+
+def test_classification(base, tmp_path, capsys) -> None:
+    assert main(with_(base, max_steps=30, learning_rate=0.01)) == 0
+    out = capsys.readouterr().out
+    assert set(os.listdir(tmp_path / "run")) >= FILES
+    record = RunRecord.read(tmp_path / "run" / "record.json")
+    assert record.metrics["after"]["accuracy"] > max(record.metrics["before"]["accuracy"], record.data["majority"])
+    assert f"{record.metrics['after']['accuracy']:.3f}" in out
+    assert [entry["step"] for entry in record.history] == list(range(1, 31))
+    assert all(math.isfinite(entry["loss"]) and entry["tokens"] > 0 for entry in record.history)
+    assert record.data["labels"] == ["neg", "pos"]
+    assert record.data["train"]["rows"] + record.data["evaluation"]["rows"] + record.data["duplicates_removed"] == 60
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".run")]
+    model = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "run", num_labels=2)
+    assert model.num_labels == 2
+
+
+@pytest.mark.parametrize("columns", [{"text_column": "text"}, {"prompt_column": "prompt", "completion_column": "completion"}])
+def test_causal_lm(base, tmp_path, columns: dict) -> None:
+    words = with_(base, task="causal-lm", max_steps=25, learning_rate=0.02, **columns)
+    assert main(words) == 0
+    metrics = RunRecord.read(tmp_path / "run" / "record.json").metrics
+    assert metrics["after"]["loss"] < 0.9 * metrics["before"]["loss"]
+    assert metrics["after"]["perplexity"] == pytest.approx(math.exp(metrics["after"]["loss"]))
+    rows = RunRecord.read(tmp_path / "run" / "record.json").data["evaluation"]["rows"]
+    if "prompt_column" in columns:  # the answer and the end of text count, the prompt does not
+        assert metrics["after"]["tokens"] == 2 * rows
+
+
+@pytest.mark.parametrize("method", ["allora", "allora-d", "allora-od", "asf-lora", "lora-x-eta", "lora", "dora", "rslora",
+                                    "lora-plus", "pissa"])  # fmt: skip
+def test_every_method_trains(base, tmp_path, method: str) -> None:
+    assert main(with_(base, method=method)) == 0
+    record = RunRecord.read(tmp_path / "run" / "record.json")
+    assert record.adapter["method"] == method
+    assert len(record.history) == 4
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adafactor", "adamw_torch_fused"])
+def test_the_update_rule_under_other_optimisers(base, tmp_path, optimizer: str) -> None:
+    assert main(with_(base, apply_to="update", optimizer=optimizer)) == 0
+    assert json.loads((tmp_path / "run" / "allora_config.json").read_text())["apply_to"] == "update"
+
+
+def weights(tmp_path) -> bytes:
+    return (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["allora", "allora-d"])
+@pytest.mark.parametrize("task", ["classification", "causal-lm"])
+def test_the_same_run_twice_is_bit_identical(base, tmp_path, method: str, task: str) -> None:
+    words = with_(base, method=method, task=task)
+    assert main(words) == 0
+    first = weights(tmp_path), (tmp_path / "run" / "adapter_config.json").read_bytes()
+    assert main([*words, "--overwrite"]) == 0
+    assert (weights(tmp_path), (tmp_path / "run" / "adapter_config.json").read_bytes()) == first
+
+
+def test_each_seed_changes_its_own_thing(base, tmp_path) -> None:
+    """The order of the data does not depend on the adapter's seed, nor the held-out rows on either."""
+
+    def run(**seeds) -> tuple[bytes, list[int], dict]:
+        assert main([*with_(base, **seeds), "--overwrite"]) == 0
+        record = RunRecord.read(tmp_path / "run" / "record.json")
+        return weights(tmp_path), [entry["tokens"] for entry in record.history], record.metrics["before"]
+
+    plain, adapter, data, evaluation = run(), run(adapter_seed=1), run(data_seed=1), run(evaluation_seed=1)
+    assert adapter[0] != plain[0]
+    assert adapter[1] == plain[1]  # the same batches
+    assert data[1] != plain[1]
+    assert data[2] == plain[2]  # the same model on the same held-out rows
+    assert evaluation[1] != plain[1]
+
+
+def test_print_config_is_a_config(base, tmp_path, capsys) -> None:
+    assert main([*with_(base, target_modules="q_proj,v_proj"), "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["target_modules"] == ["q_proj", "v_proj"]
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run.yaml").write_text(printed)
+    assert main(["train", "--config", str(tmp_path / "run.yaml"), "--r", "2", "--print-config"]) == 0
+    again = capsys.readouterr().out
+    assert yaml.safe_load(again) == yaml.safe_load(printed) | {"r": 2}
+
+
+def test_the_recorded_command_does_the_run_again(base, tmp_path) -> None:
+    import shlex
+
+    assert main(with_(base, target_modules="q_proj,v_proj", gradient_checkpointing=True)) == 0
+    first = weights(tmp_path)
+    command = shlex.split(RunRecord.read(tmp_path / "run" / "record.json").command)
+    assert main([*command[1:], "--overwrite"]) == 0
+    assert weights(tmp_path) == first
+
+
+def test_separate_evaluation_data(base, tmp_path, reviews) -> None:
+    lines = reviews.read_text().splitlines()
+    held = tmp_path / "held.csv"
+    held.write_text("\n".join(lines[:11]) + "\n")
+    assert main(with_(base, held_out=None, evaluation_data=held)) == 0
+    data = RunRecord.read(tmp_path / "run" / "record.json").data
+    assert data["evaluation"]["rows"] == 10
+    assert data["train"]["rows"] + data["duplicates_removed"] == 60
+
+
+def test_json_output(base, capsys) -> None:
+    assert main([*base, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["after"]["accuracy"] >= 0
+
+
+MISTAKES = {
+    "unknown flag": ({"lerning_rate": 1}, r"did you mean '--learning-rate'"),
+    "target that does not exist": ({"target_modules": "q_proj,v_porj"}, r"'v_porj' does not exist.*\n.*'v_proj'"),
+    "target expression": ({"target_modules": "(q"}, "no regular expression"),
+    "target expression without a match": ({"target_modules": ".*qproj"}, r"fits no module[\s\S]*q_proj"),
+    "rank": ({"r": 0}, "r must be a whole number"),
+    "rank as text": ({"r": "many"}, "r='many'"),
+    "eta zero": ({"eta": 0}, "eta must be"),
+    "eta negative": ({"eta": -1.5}, "eta must be"),
+    "eta nan": ({"eta": "nan"}, "eta must be"),
+    "eta for a method without": ({"method": "lora", "eta": 2}, "has no eta"),
+    "dropout for allora": ({"dropout": 0.1}, "has no dropout"),
+    "method": ({"method": "aloora"}, "did you mean 'allora'"),
+    "optimizer": ({"optimizer": "adamw_torhc"}, "did you mean 'adamw_torch'"),
+    "learning rate": ({"learning_rate": 0}, "learning_rate='0': input should be greater than 0"),
+    "task": ({"task": "regression"}, "task='regression'"),
+    "no task": ({"task": None}, "task is not set"),
+    "label column": ({"label_column": "lable"}, r"no column 'lable'[\s\S]*did you mean 'label'"),
+    "text column": ({"text_column": "txt"}, r"no column 'txt'[\s\S]*did you mean 'text'"),
+    "one of prompt and completion": ({"task": "causal-lm", "prompt_column": "prompt"}, "go together"),
+    "label with causal-lm": ({"task": "causal-lm", "label_column": "label"}, "label_column is for task classification"),
+    "two lengths": ({"epochs": 1}, "epochs and max_steps"),
+    "two evaluations": ({"evaluation_data": "x.csv"}, "evaluation_data and held_out"),
+    "data": ({"data": "rewiews.csv"}, "no such file"),
+    "data on no hub": ({"data": "nobody/nothing"}, "neither a file, nor a bundled set"),
+    "model on no hub": ({"model": "nobody/nothing"}, "cannot be loaded"),
+    "bundled model misspelt": ({"model": "./smollm2-135"}, "not a model directory"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake(base, tmp_path, capsys, name: str) -> None:
+    flags, match = MISTAKES[name]
+    refused(with_(base, **flags), tmp_path, capsys, match)
+
+
+ROWS = {
+    "empty": ("text,label\n", "no rows"),
+    "one class": ("text,label\ngood film,pos\nbad film,pos\n", "one class only, 'pos'"),
+    "no label": ("text,label\ngood film,pos\nbad film,\n", r"row 2 \(line 3\).*no label"),
+    "no text": ("text,label\ngood film,pos\n   ,neg\n", r"row 2 \(line 3\).*no text"),
+    "malformed": ("text,label\ngood film,pos\nbad film\n", r"row 2 \(line 3\).*1 fields"),
+    "no tokens": ("text,label\ngood film,pos\n\u200b\u00ad,neg\nbad film,neg\nawful plot,neg\n", r"row 2 \(line 3\)"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_bad_rows(base, tmp_path, capsys, name: str, monkeypatch) -> None:
+    content, match = ROWS[name]
+    data = tmp_path / "bad.csv"
+    data.write_text(content)
+    if name == "no tokens":  # a word-level tokenizer has a token for everything: this one drops invisible characters
+        monkeypatch.setattr("alloralib.training.run.load_tokenizer", dropping(base))
+    refused(with_(base, data=data), tmp_path, capsys, match)
+
+
+def dropping(base):
+    from tokenizers import normalizers
+
+    from alloralib.training.models import load_tokenizer
+
+    tokenizer = load_tokenizer(base[base.index("--model") + 1])
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b\u00ad", "")
+    return lambda path: tokenizer
+
+
+def test_unknown_label_in_the_evaluation_data(base, tmp_path, capsys) -> None:
+    held = tmp_path / "held.csv"
+    held.write_text("text,label\ngood film,pos\nbad film,mixed\n")
+    words = with_(base, held_out=None, evaluation_data=held)
+    refused(words, tmp_path, capsys, r"row 2 \(line 3\).*'mixed' does not stand in the training data")
+
+
+def test_a_directory_that_holds_no_model(base, tmp_path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(with_(base, model=tmp_path / "empty"), tmp_path, capsys, "no config.json")
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    refused(with_(base, model=tmp_path / "empty"), tmp_path, capsys, "cannot be loaded")
+    (tmp_path / "empty" / "config.json").unlink()
+    (tmp_path / "empty" / "adapter_config.json").write_text("{}")
+    refused(with_(base, model=tmp_path / "empty"), tmp_path, capsys, "this is an adapter")
+
+
+def test_an_output_directory_in_use(base, tmp_path, capsys) -> None:
+    assert main(base) == 0
+    capsys.readouterr()
+    first = (tmp_path / "run" / "record.json").read_bytes()
+    refused(base, tmp_path, capsys, "holds a run already")
+    assert (tmp_path / "run" / "record.json").read_bytes() == first
+    assert main([*with_(base, max_steps=2), "--overwrite"]) == 0
+    assert len(RunRecord.read(tmp_path / "run" / "record.json").history) == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    refused([*with_(base, output_dir=tmp_path / "mine"), "--overwrite"], tmp_path, capsys, "files that are not a run")
+    refused(with_(base, output_dir=tmp_path / "mine" / "thesis.tex"), tmp_path, capsys, "a file, not a directory")
+
+
+def test_a_failure_while_training_leaves_the_old_run(base, tmp_path, monkeypatch) -> None:
+    assert main(base) == 0
+    first = contents(tmp_path), weights(tmp_path)
+
+    def broken(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transformers.Trainer.training_step", broken)
+    assert main([*base, "--overwrite"]) == 130
+    assert (contents(tmp_path), weights(tmp_path)) == first
+
+
+CONFIGS = {
+    "unknown key": ("modle: x\n", r"unknown setting 'modle'[\s\S]*did you mean 'model'"),
+    "not YAML": ("a: [1\n", "not YAML"),
+    "not a mapping": ("- 1\n", "not a mapping"),
+    "number as key": ("1: 2\n", "keys must be names|unknown setting"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bad_config_files(base, tmp_path, capsys, name: str) -> None:
+    content, match = CONFIGS[name]
+    (tmp_path / "run.yaml").write_text(content)
+    message = refused([*base, "--config", str(tmp_path / "run.yaml")], tmp_path, capsys, match)
+    assert "run.yaml" in message
+    refused([*base, "--config", str(tmp_path / "absent.yaml")], tmp_path, capsys, "cannot be read")
+
+
+def test_the_command_itself(tmp_path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "alloralib.cli", "trian"], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "did you mean 'train'" in done.stderr
+    assert "Traceback" not in done.stderr
+    help_text = subprocess.run([sys.executable, "-m", "alloralib.cli", "--help"], capture_output=True, text=True, timeout=60)
+    assert help_text.returncode == 0
+    assert "train" in help_text.stdout
