@@ -126,7 +126,7 @@ def ratios(record: dict[str, Any], arm: str) -> dict[str, float]:
 
 def table(record: dict[str, Any]) -> str:
     """The record as a Markdown table."""
-    lines = ["| step of | median | quartiles | × the limit | ALLoRA takes |", "|---|---|---|---|---|"]
+    lines = ["| step of | median | quartiles | times the limit | ALLoRA takes |", "|---|---|---|---|---|"]
     ours = ratios(record, "allora")
     for name, title in TITLES.items():
         values = record["seconds"][name]

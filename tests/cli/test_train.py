@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -65,7 +64,7 @@ def refused(words: list[str], tmp_path, capsys, match: str) -> str:
 def test_classification(base, tmp_path, capsys) -> None:
     assert main(with_(base, max_steps=30, learning_rate=0.01)) == 0
     out = capsys.readouterr().out
-    assert set(os.listdir(tmp_path / "run")) >= FILES
+    assert contents(tmp_path / "run") >= FILES
     record = RunRecord.read(tmp_path / "run" / "record.json")
     assert record.metrics["after"]["accuracy"] > max(record.metrics["before"]["accuracy"], record.data["majority"])
     assert f"{record.metrics['after']['accuracy']:.3f}" in out
@@ -73,7 +72,7 @@ def test_classification(base, tmp_path, capsys) -> None:
     assert all(math.isfinite(entry["loss"]) and entry["tokens"] > 0 for entry in record.history)
     assert record.data["labels"] == ["neg", "pos"]
     assert record.data["train"]["rows"] + record.data["evaluation"]["rows"] + record.data["duplicates_removed"] == 60
-    assert not [name for name in os.listdir(tmp_path) if name.startswith(".run")]
+    assert not [name for name in contents(tmp_path) if name.startswith(".run")]
     model = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "run", num_labels=2)
     assert model.num_labels == 2
 
@@ -83,7 +82,7 @@ def test_causal_lm(base, tmp_path, columns: dict) -> None:
     words = with_(base, task="causal-lm", max_steps=25, learning_rate=0.02, **columns)
     assert main(words) == 0
     metrics = RunRecord.read(tmp_path / "run" / "record.json").metrics
-    assert metrics["after"]["loss"] < 0.9 * metrics["before"]["loss"]
+    assert metrics["after"]["loss"] < metrics["before"]["loss"] - 0.05
     assert metrics["after"]["perplexity"] == pytest.approx(math.exp(metrics["after"]["loss"]))
     rows = RunRecord.read(tmp_path / "run" / "record.json").data["evaluation"]["rows"]
     if "prompt_column" in columns:  # the answer and the end of text count, the prompt does not

@@ -121,7 +121,7 @@ class RunConfig(BaseModel):
             first = error.errors()[0]
             raise _explained(first, where) from None
         except TypeError as error:
-            raise ConfigError(f"keys must be names: {error}", where=where) from None
+            raise ConfigError(f"keys must be names: {error}", where=where, remedy="write `name: value`") from None
 
     @classmethod
     def load(cls, path: str | Path | None, overrides: dict[str, Any]) -> RunConfig:
