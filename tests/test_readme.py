@@ -1,0 +1,75 @@
+"""What the README says is what the records say, and its example runs."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+
+from alloralib.records import RunRecord
+
+from .adapters.models import llama
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(name: str) -> str:
+    return re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.S)[1].strip()
+
+
+def bench():
+    spec = importlib.util.spec_from_file_location("step", ROOT / "benchmarks" / "step.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_the_record() -> None:
+    step = bench()
+    record = json.loads(step.RECORD.read_text(encoding="utf-8"))
+    assert block("bench") == f"{record['what']}:\n\n{step.table(record)}"
+
+
+def test_the_record_shows_what_is_promised() -> None:
+    """Below PEFT LoRA with dropout and below DoRA; a record is committed, so this times nothing."""
+    step = bench()
+    ours = step.ratios(json.loads(step.RECORD.read_text(encoding="utf-8")), "allora")
+    assert ours["peft-lora-dropout"] < 1
+    assert ours["peft-dora"] < 1
+
+
+def test_the_demo_is_the_record() -> None:
+    record = RunRecord.read(ROOT / "examples" / "records" / "tweets.json")
+    before, after = record.metrics["before"], record.metrics["after"]
+    text = block("demo")
+    for fact in (
+        f"{before['accuracy']:.3f}",
+        f"{after['accuracy']:.3f}",
+        f"{after['accuracy_low']:.3f} to {after['accuracy_high']:.3f}",
+        f"{record.data['majority']:.3f}",
+        f"{record.data['evaluation']['rows']} held-out",
+        f"{len(record.history)} steps",
+    ):
+        assert fact in text, fact
+    assert after["accuracy_low"] > max(record.data["majority"], before["accuracy_high"])
+
+
+def test_the_example_runs(monkeypatch) -> None:
+    lines = re.search(r"```diff\n(.*?)```", README, re.S)[1].splitlines()
+    code = "\n".join(line[1:] for line in lines if not line.startswith("-"))
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda name: llama())
+    scope: dict = {}
+    exec(code, scope)
+    assert isinstance(scope["model"], PeftModel)
+    assert len(lines) <= 10
+
+
+@pytest.mark.parametrize("page", [README, (ROOT / "docs" / "rule.md").read_text(encoding="utf-8")], ids=["README", "rule"])
+def test_links_and_files_exist(page: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page):
+        assert (ROOT / target).exists(), target
+    for path in re.findall(r"`((?:src|tests|benchmarks|examples|docs)/[\w/.]+\.\w+)`", page):
+        assert (ROOT / path).exists(), path
