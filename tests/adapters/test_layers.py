@@ -110,6 +110,19 @@ def test_experts_follow_the_rule() -> None:
     assert compared == 16
 
 
+def test_a_weight_targeted_as_a_parameter_is_as_the_layer() -> None:
+    """target_parameters on an ordinary two-dimensional weight: the same gradients as target_modules gives."""
+    by_module = get_peft_model(llama(), AlloraConfig(r=3, eta=1.7, target_modules=["q_proj"])).eval()
+    config = AlloraConfig(r=3, eta=1.7, target_modules=[], target_parameters=["q_proj.weight"])
+    by_parameter = get_peft_model(llama(), config).eval()
+    randomise(by_module)
+    by_parameter.load_state_dict(by_module.state_dict())
+    expected, grads = gradients(by_module, LM), gradients(by_parameter, LM)
+    assert len(grads) == 4
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-6)
+
+
 def test_grouped_convolution() -> None:
     torch.manual_seed(0)
     base = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2))

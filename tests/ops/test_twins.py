@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from alloralib.ops import reference
+from alloralib.ops.output import scaled_output
+
 from .cases import ALL, BRANCHES, DELTA, LINEAR, Case, run, upstream
 
 # relative to the largest entry of the twin's result in float64
@@ -25,10 +28,9 @@ def assert_same(fast, slow, tolerance: float) -> None:
 @pytest.mark.parametrize("case", BRANCHES, ids=str)
 def test_branch_agrees_with_its_twin(case: Case, gradient: str, dtype: torch.dtype) -> None:
     settings = {"gradient": gradient, "eta": 1.7, "scaling": 1.0}
-    # the twin computes in float64 from inputs that were rounded to dtype
-    rounded = Case(case.name, case.fast, case.slow, {k: v.to(dtype).double() for k, v in case.tensors.items()}, case.rest)
+    case = rounded(case, dtype)
     tolerance = TOLERANCE[dtype] * (2 if gradient == "entry" else 1)  # its scale reads an output that was rounded itself
-    assert_same(run(case.fast, rounded, dtype, **settings), run(case.slow, rounded, torch.float64, **settings), tolerance)
+    assert_same(run(case.fast, case, dtype, **settings), run(case.slow, case, torch.float64, **settings), tolerance)
 
 
 @pytest.mark.parametrize("case", BRANCHES, ids=str)
@@ -38,11 +40,32 @@ def test_branch_with_a_constant_factor(case: Case, gradient: str) -> None:
     assert_same(run(case.fast, case, torch.float64, **settings), run(case.slow, case, torch.float64, **settings), 1e-12)
 
 
+def rounded(case: Case, dtype: torch.dtype) -> Case:
+    """The case with inputs that are representable in dtype; the twin computes from them in float64."""
+    return Case(case.name, case.fast, case.slow, {k: v.to(dtype).double() for k, v in case.tensors.items()}, case.rest)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("case", DELTA, ids=str)
 @pytest.mark.parametrize("scaling", [1.0, 2.5])
-def test_delta_agrees_with_its_twin(case: Case, scaling: float) -> None:
-    settings = {"eta": 1.7, "scaling": scaling}
-    assert_same(run(case.fast, case, torch.float64, **settings), run(case.slow, case, torch.float64, **settings), 1e-12)
+def test_delta_agrees_with_its_twin(case: Case, scaling: float, dtype: torch.dtype) -> None:
+    settings, case = {"eta": 1.7, "scaling": scaling}, rounded(case, dtype)
+    assert_same(run(case.fast, case, dtype, **settings), run(case.slow, case, torch.float64, **settings), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("shape", [(), (7,), (3, 1, 5)])
+def test_scaled_output_agrees_with_its_twin(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    f = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    case = rounded(Case("asf", scaled_output, reference.scaled_output, {"f": f}, {}), dtype)
+    assert_same(run(case.fast, case, dtype, eta=1.7), run(case.slow, case, torch.float64, eta=1.7), TOLERANCE[dtype])
+
+
+def test_scaled_output_at_zero_has_slope_eta() -> None:
+    f = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    scaled_output(f, 1.7).sum().backward()
+    assert f.grad is not None
+    torch.testing.assert_close(f.grad, torch.full_like(f, 1.7))
 
 
 @pytest.mark.parametrize(("case", "wanted"), [(c, w) for c in ALL for w in c.tensors], ids=str)

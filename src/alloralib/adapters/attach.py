@@ -120,10 +120,8 @@ class Linear(AlloraLayer, peft_layers.Linear):
         dropout = self.lora_dropout[name]
         if isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0:
             return None
-        # the fused node reads the weights and calls no module: a module with a hook must be called
-        if any(map(_has_hooks, (self.base_layer, self.lora_A[name], self.lora_B[name]))):
-            return None
-        return name
+        # the fused node reads the frozen weight and does not call the layer: one with a hook must be called
+        return None if _has_hooks(self.base_layer) else name
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -90,6 +90,11 @@ def conv(
     )  # fmt: skip
 
 
+def scaled_output(f: Tensor, eta: float) -> Tensor:
+    """Twin of `output.scaled_output`: f / sqrt(|f| + 1/eta^2)."""
+    return f / torch.sqrt(f.abs() + 1 / eta**2)
+
+
 def delta(A: Tensor, B: Tensor, *, eta: float, scaling: float = 1.0) -> Tensor:
     """Twin of `delta.lora_delta`: the branch on the identity matrix, transposed."""
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -15,13 +15,16 @@ _A_RUN = (RECORD_FILE, "adapter_config.json")
 class Output:
     """Where a run writes. Nothing appears under the final name before the run is complete.
 
+    Attributes:
+        final: the directory that was asked for.
+        staging: where to write, inside the `with` block.
+
     Raises:
         ConfigError: the directory holds a run and `overwrite` is False, or holds something else.
     """
 
     def __init__(self, directory: str, overwrite: bool) -> None:
         self.final = Path(directory)
-        self.staging = self.final.parent / f".{self.final.name}.partial-{os.getpid()}"
         if self.final.is_file():
             raise ConfigError("a file, not a directory", where=directory, remedy="give another --output-dir")
         if self.final.is_dir() and any(self.final.iterdir()):
@@ -41,7 +44,8 @@ class Output:
             ) from None
 
     def __enter__(self) -> Output:
-        self.staging.mkdir()
+        self.staging = Path(tempfile.mkdtemp(prefix=f".{self.final.name}.partial-", dir=self.final.parent))
+        self.staging.chmod(0o755)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -49,7 +53,7 @@ class Output:
 
     def publish(self) -> None:
         """Put the finished directory in place; a run that was there goes only now."""
-        replaced = self.final.parent / f".{self.final.name}.replaced-{os.getpid()}"
+        replaced = self.staging.with_name(self.staging.name.replace(".partial-", ".replaced-"))
         if self.final.exists():
             self.final.rename(replaced)
         self.staging.rename(self.final)
