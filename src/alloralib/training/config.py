@@ -9,14 +9,19 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..data.forms import KINDS, LANGUAGE, PARTS, Columns, Kind
+from ..data.registry import REGISTRY
 from ..errors import ConfigError, did_you_mean
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
-TASKS = ("classification", "causal-lm")
-DEFAULT_HELD_OUT = 0.1
+_ALL_PARTS = sorted({part for parts in PARTS.values() for part in parts})
+
+DEFAULT_TEST_SHARE = 0.1
+DEFAULT_VALIDATION_SHARE = 0.1
+DEFAULT_CHECKPOINTS = 10
 DEFAULT_EPOCHS = 3.0
 
 
@@ -29,24 +34,35 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: Literal["classification", "causal-lm"] = Field(description="what to train for")
+    task: Kind | None = Field(default=None, description=f"what to train for: {', '.join(KINDS)}; a registered --data knows")
     model: str = Field(description="a model directory, a hub id, or a bundled model: smollm2-135m, minilm-l6")
-    data: str = Field(description="training rows: .csv .tsv .jsonl .parquet, a bundled set (tweets) or a hub id[:split]")
+    data: str = Field(
+        description="training rows: .csv .tsv .json .jsonl .parquet, a directory of images, a registered or bundled set "
+        "(`allora tasks`), or a hub id[:split]"
+    )
+    data_dir: str | None = Field(default=None, description="where the files of registered sets are; default: the hub")
     output_dir: str = Field(description="where the adapter, its card, the record and the loss curve go")
     overwrite: bool = Field(default=False, description="replace a run that is already in --output-dir")
 
-    evaluation_data: str | None = Field(default=None, description="held-out rows; default: a share of --data")
-    held_out: Share | None = Field(
-        default=None, description=f"share of --data to evaluate on, if there is no --evaluation-data [{DEFAULT_HELD_OUT}]"
+    validation_data: str | None = Field(default=None, description="rows that choose the checkpoint, never trained on")
+    validation_share: Share | None = Field(default=None, description="share of --data to validate on instead")
+    test_data: str | None = Field(default=None, description="rows for the final score; default: a share of --data")
+    test_share: Share | None = Field(
+        default=None, description=f"share of --data to test on, if there is no --test-data [{DEFAULT_TEST_SHARE}]"
     )
-    text_column: str | None = Field(default=None, description="column with the text [text]")
-    label_column: str | None = Field(default=None, description="column with the class; classification only [label]")
-    prompt_column: str | None = Field(default=None, description="column with the prompt; causal-lm, with --completion-column")
-    completion_column: str | None = Field(default=None, description="column with the answer, the part that is learnt")
     train_rows: Positive | None = Field(default=None, description="train on at most so many rows, chosen by --data-seed")
-    evaluation_rows: Positive | None = Field(
-        default=None, description="evaluate on at most so many rows, chosen by --evaluation-seed"
-    )
+    validation_rows: Positive | None = Field(default=None, description="at most so many, chosen by --evaluation-seed")
+    test_rows: Positive | None = Field(default=None, description="at most so many, chosen by --evaluation-seed")
+
+    text_column: str | None = Field(default=None, description="column with the text [text]")
+    text_pair_column: str | None = Field(default=None, description="column with a second text; classification of pairs")
+    label_column: str | None = Field(default=None, description="column with the class [label]")
+    image_column: str | None = Field(default=None, description="column with an image or its path [image]")
+    prompt_column: str | None = Field(default=None, description="column with the prompt or question [prompt]")
+    completion_column: str | None = Field(default=None, description="column with the answer, the part that is learnt")
+    messages_column: str | None = Field(default=None, description="column with the conversation; chat [messages]")
+    choices_column: str | None = Field(default=None, description="column with the choices; multiple-choice [choices]")
+    answer_column: str | None = Field(default=None, description="column with the right choice; multiple-choice [answer]")
     max_length: Positive = Field(default=512, description="tokens per row; what is longer is cut")
 
     method: str = Field(default="allora", description="allora, allora-d, allora-od, asf-lora, lora-x-eta, lora, dora, ...")
@@ -77,6 +93,19 @@ class RunConfig(BaseModel):
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the frozen weights")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
 
+    evaluate_every: Positive | None = Field(default=None, description="steps between looks at the validation rows [an epoch]")
+    patience: Positive | None = Field(default=None, description="stop after so many looks without a better validation loss")
+    checkpoint_every: Positive | None = Field(
+        default=None,
+        description=f"steps between checkpoints, the last two of which are kept [a {DEFAULT_CHECKPOINTS}th of the run]",
+    )
+    rule_every: Positive | None = Field(
+        default=None, description="steps between records of what the rule does per layer [as above]"
+    )
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        default_factory=list, description="send the history to tensorboard, wandb, trackio (separated by commas) too"
+    )
+
     adapter_seed: Seed = Field(default=0, description="initial values of the adapter and of a new head")
     data_seed: Seed = Field(default=0, description="order of the rows, their choice by --train-rows, dropout")
     evaluation_seed: Seed = Field(default=0, description="which rows are held out, and their choice by --evaluation-rows")
@@ -84,28 +113,60 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _split_names(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("target_modules"), str) and "," in values["target_modules"]:
-            values = values | {"target_modules": [n.strip() for n in values["target_modules"].split(",") if n.strip()]}
+        for name in ("target_modules", "report_to") if isinstance(values, dict) else ():
+            if isinstance(values.get(name), str) and ("," in values[name] or name == "report_to"):
+                values = values | {name: [n.strip() for n in values[name].split(",") if n.strip()]}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_registered_set_knows_its_task(cls, values: Any) -> Any:
+        known = REGISTRY.get(values.get("data")) if isinstance(values, dict) else None
+        return values if known is None else {"task": known.kind} | values
 
     @model_validator(mode="after")
     def _no_field_without_meaning(self) -> RunConfig:
         clash = None
-        if self.epochs is not None and self.max_steps is not None:
+        if self.task is None:
+            clash = f"task is not set: give --task ({', '.join(KINDS)}), or a registered set as --data"
+        elif self.epochs is not None and self.max_steps is not None:
             clash = "epochs and max_steps both say how long to train: leave one out"
-        elif self.evaluation_data is not None and self.held_out is not None:
-            clash = "evaluation_data and held_out both say what to evaluate on: leave one out"
-        elif self.task == "classification" and (self.prompt_column or self.completion_column):
-            clash = "prompt_column and completion_column are for task causal-lm: use text_column and label_column"
-        elif self.task == "causal-lm" and self.label_column:
-            clash = "label_column is for task classification: use prompt_column and completion_column"
-        elif (self.prompt_column is None) != (self.completion_column is None):
-            clash = "prompt_column and completion_column go together: set both or neither"
-        elif self.prompt_column and self.text_column:
-            clash = "text_column trains on all of the text, prompt_column and completion_column on the answer: choose"
+        elif self.test_data is not None and self.test_share is not None:
+            clash = "test_data and test_share both say what to test on: leave one out"
+        elif self.validation_data is not None and self.validation_share is not None:
+            clash = "validation_data and validation_share both say what to validate on: leave one out"
+        elif self.patience is not None and not self.validates:
+            clash = "patience needs validation rows: give --validation-share or --validation-data"
+        elif self.evaluate_every is not None and not self.validates:
+            clash = "evaluate_every needs validation rows: give --validation-share or --validation-data"
+        elif self.data_dir is not None and self.data not in REGISTRY:
+            clash = f"data_dir is where registered sets are, and data={self.data!r} is none: give the file itself as --data"
         if clash:
             raise ValueError(clash)
         return self
+
+    @property
+    def kind(self) -> Kind:
+        """The task, which a checked configuration has."""
+        assert self.task is not None
+        return self.task
+
+    @property
+    def validates(self) -> bool:
+        """Whether the run may have rows to choose its checkpoint by; a registered set can bring them."""
+        return self.validation_data is not None or self.validation_share is not None or self.data in REGISTRY
+
+    @property
+    def is_language(self) -> bool:
+        """Whether a causal language model is trained."""
+        return self.task in LANGUAGE
+
+    @property
+    def columns(self) -> Columns:
+        """The column of every part of a row."""
+        known = REGISTRY[self.data].columns.named() if self.data in REGISTRY else {}
+        given = {part: name for part in _ALL_PARTS if (name := getattr(self, f"{part}_column")) is not None}
+        return Columns.of(self.kind, known | given)
 
     @classmethod
     def of(cls, settings: dict[str, Any], where: str | None = None) -> RunConfig:
@@ -116,7 +177,9 @@ class RunConfig(BaseModel):
             where: where they come from, for errors (a file, the command line).
         """
         try:
-            return cls(**settings)
+            config = cls(**settings)
+            _ = config.columns
+            return config
         except ValidationError as error:
             first = error.errors()[0]
             raise _explained(first, where) from None
@@ -143,16 +206,6 @@ class RunConfig(BaseModel):
             if value is not True:
                 words.append(",".join(value) if isinstance(value, list) else str(value))
         return shlex.join(words)
-
-    @property
-    def text(self) -> str:
-        """The text column, by default `text`."""
-        return self.text_column or "text"
-
-    @property
-    def label(self) -> str:
-        """The label column, by default `label`."""
-        return self.label_column or "label"
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
