@@ -45,6 +45,14 @@ class ModelError(AlloraError):
     """A model that is not there, is not a model, or does not fit the task."""
 
 
+class CheckpointError(AlloraError):
+    """A checkpoint that is damaged, or cannot be written without pickle."""
+
+
+class TrainingError(AlloraError):
+    """A run that cannot go on: a loss that is no number, a check before the first step that failed."""
+
+
 class RecordError(AlloraError):
     """A run's record that is not one, or belongs to a later version."""
 

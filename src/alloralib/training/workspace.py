@@ -1,0 +1,145 @@
+"""Where a run lives: in `NAME.unfinished` while it goes on, and under its own name once it is complete.
+
+Nothing appears under the final name before the run is complete, and a run that was there goes only then. What is in
+`NAME.unfinished` is enough to go on from, wherever the process was stopped: `run.yaml`, and `checkpoints/`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ..errors import ConfigError
+from ..records import RECORD_FILE
+from .checkpoints import steps_of
+
+_A_RUN = (RECORD_FILE, "adapter_config.json")
+SETTINGS_FILE = "run.yaml"
+_LOCK_FILE = ".lock"
+
+
+class Workspace:
+    """The two directories of a run.
+
+    Attributes:
+        final: the directory that was asked for.
+        working: where everything is written until the run is complete.
+        checkpoints: inside `working`.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.final = Path(directory)
+        self.working = self.final.with_name(self.final.name + ".unfinished")
+        self._replaced = self.final.with_name(self.final.name + ".replaced")
+        self.checkpoints = self.working / "checkpoints"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the working directory only has to be moved into place: it was stopped at the very end."""
+        return (self.working / RECORD_FILE).is_file()
+
+    def check_free(self, overwrite: bool) -> None:
+        """Raise where a new run would touch another's files.
+
+        Raises:
+            ConfigError: the directory holds a run, or an unfinished one, and `overwrite` is False; or something else.
+        """
+        where = str(self.final)
+        if self.final.is_file():
+            raise ConfigError("a file, not a directory", where=where, remedy="give another --output-dir")
+        if self.final.is_dir() and any(self.final.iterdir()):
+            if not any((self.final / name).is_file() for name in _A_RUN):
+                raise ConfigError(
+                    "holds files that are not a run", where=where, remedy="give another --output-dir, or empty this one"
+                )
+            if not overwrite:
+                raise ConfigError(
+                    "holds a run already", where=where, remedy="give another --output-dir, or --overwrite to replace it"
+                )
+        steps = steps_of(self.checkpoints)
+        if steps and not overwrite:
+            raise ConfigError(
+                f"an unfinished run is there, with a checkpoint at step {steps[-1]}",
+                where=str(self.working),
+                remedy="--resume to go on with it, or --overwrite to drop it",
+            )
+
+    def check_resumable(self) -> None:
+        """Raise where there is nothing to go on with."""
+        if (self.working / SETTINGS_FILE).is_file() or self.complete:
+            return
+        if (self.final / RECORD_FILE).is_file():
+            raise ConfigError("the run there is finished", where=str(self.final), remedy="leave out --resume")
+        raise ConfigError(
+            f"there is no unfinished run at {self.working}",
+            where=str(self.final),
+            remedy="leave out --resume to start one, or give the --output-dir of the run that was stopped",
+        )
+
+    def settings(self) -> str:
+        """The settings of the unfinished run, as YAML."""
+        return (self.working / SETTINGS_FILE).read_text(encoding="utf-8")
+
+    @contextmanager
+    def open(self, settings: str, *, resume: bool) -> Iterator[None]:
+        """Hold the working directory while the run goes on.
+
+        Where the block is left without `publish`, the directory stays if it holds a checkpoint, and goes if not.
+
+        Args:
+            settings: YAML, kept for `--resume`.
+            resume: go on with what is there.
+
+        Raises:
+            ConfigError: another process holds it, or it cannot be made.
+        """
+        try:
+            self.working.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot be made: {error.strerror}", where=str(self.working), remedy="give another --output-dir"
+            ) from None
+        lock = _lock(self.working)
+        try:
+            if not resume:
+                for path in self.working.iterdir():
+                    if path.name != _LOCK_FILE:
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                (self.working / SETTINGS_FILE).write_text(settings, encoding="utf-8")
+            yield
+        finally:
+            if self.working.is_dir() and not self.complete and not steps_of(self.checkpoints):
+                shutil.rmtree(self.working, ignore_errors=True)
+            lock.close()
+
+    def publish(self) -> None:
+        """Put the complete run in place; stopped at any point, the next `--resume` does the rest."""
+        for name in (self.checkpoints.name, SETTINGS_FILE, _LOCK_FILE):
+            path = self.working / name
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if self.final.exists():
+            shutil.rmtree(self._replaced, ignore_errors=True)
+            self.final.rename(self._replaced)
+        self.working.rename(self.final)
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
+
+def _lock(directory: Path) -> IO[str]:
+    """A file that this process alone holds open; the system lets go of it when the process ends, however it ends."""
+    file = (directory / _LOCK_FILE).open("w")
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ConfigError(
+            "another process is writing this run", where=str(directory), remedy="wait for it, or give another --output-dir"
+        ) from None
+    return file
