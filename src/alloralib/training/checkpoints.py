@@ -49,7 +49,9 @@ def path_of(root: Path, step: int) -> Path:
     return root / f"{_PREFIX}{step:08d}"
 
 
-def write_checkpoint(root: Path, step: int, parts: Parts, state: Mapping[str, Any]) -> Path:
+def write_checkpoint(
+    root: Path, step: int, parts: Parts, state: Mapping[str, Any], files: Mapping[str, str] | None = None
+) -> Path:
     """Write a checkpoint; stopped at any point, what was there before is still there.
 
     Args:
@@ -57,6 +59,7 @@ def write_checkpoint(root: Path, step: int, parts: Parts, state: Mapping[str, An
         step: optimiser steps done.
         parts: tensors by file and name.
         state: what JSON can say.
+        files: further text files, by name.
 
     Returns:
         its directory. The last `KEPT` checkpoints are kept.
@@ -70,6 +73,8 @@ def write_checkpoint(root: Path, step: int, parts: Parts, state: Mapping[str, An
         # a copy of each: safetensors refuses tensors that share memory, and a view would drag its storage along
         save_file({key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}, scratch / f"{name}.safetensors")
     (scratch / STATE).write_text(json.dumps(state), encoding="utf-8")
+    for name, text in (files or {}).items():
+        (scratch / name).write_text(text, encoding="utf-8")
     digests = {path.name: _sha256(path) for path in sorted(scratch.iterdir())}
     (scratch / MANIFEST).write_text(json.dumps({"format": FORMAT, "step": step, "sha256": digests}), encoding="utf-8")
     for path in scratch.iterdir():

@@ -1,85 +1,170 @@
-"""transformers' Trainer and TRL's SFTTrainer, set up from a run configuration, with batches of similar length."""
+"""transformers' Trainer and TRL's SFTTrainer, set up from a run configuration.
+
+What the two share is `RunTrainer`: batches of similar length in an order that depends on the data seed alone, checkpoints
+without pickle that a run goes on from bit by bit, a stop at the first loss that is no number, validation by our own
+metrics, and the rule's own history.
+
+Foreign private API used here: the Trainer methods that its loop calls and that are overridden below (`_run_epoch`,
+`_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_rng_state`, `_clip_grad_norm`,
+`_get_train_sampler`).
+"""
 
 from __future__ import annotations
 
-import sys
-import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage] (its lazy exports)
 
 from ..adapters.methods import optimizer_groups
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, TrainingError, did_you_mean
 from .config import DEFAULT_EPOCHS, RunConfig
+from .state import RunState, load_model, load_optimizer, load_random, snapshot
 
 
-class Bucketed:
-    """Rows of similar length in one batch, in an order drawn from a generator of its own.
+class BucketSampler(torch.utils.data.Sampler[int]):
+    """Row numbers, rows of similar length beside each other; the order is a function of seed and epoch alone.
 
-    transformers' sampler for this draws from torch's global generator, which the adapter's initial values and dropout
-    draw from as well: the order of the data would depend on the method.
+    Args:
+        lengths: tokens per row; all equal gives a plain shuffle.
+        batch_size: rows per forward pass over all processes, so that their number does not change the order.
+        seed: of the order.
     """
 
-    args: Any
-    train_dataset: Any
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        return LengthGroupedSampler(
-            self.args.train_batch_size,
-            lengths=[len(ids) for ids in self.train_dataset["input_ids"]],
-            generator=torch.Generator().manual_seed(self.args.data_seed),
-        )
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch's order comes next."""
+        self.epoch = epoch
 
+    def __len__(self) -> int:
+        return len(self.lengths)
 
-class ClassificationTrainer(Bucketed, Trainer):
-    """transformers' Trainer with length buckets."""
-
-
-class LanguageTrainer(Bucketed, SFTTrainer):
-    """TRL's SFTTrainer with length buckets."""
+    def __iter__(self) -> Iterator[int]:
+        # a generator of its own: transformers' sampler draws from torch's global one, which the adapter's initial values
+        # and dropout draw from as well, so that the order of the data would depend on the method
+        generator = torch.Generator().manual_seed(self.seed * 2**20 + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
-class Progress(TrainerCallback):
-    """The live line on standard error, and the history that goes into the record.
+class RunTrainer:
+    """What our two trainers share; in front of transformers' class.
 
     Attributes:
-        history: per optimiser step: step, loss, learning_rate, grad_norm, tokens (seen so far, padding not counted).
+        run: the part of the state that the run itself keeps (history, best weights), set after construction.
+        validate: the validation metrics of the model as it is, with a key `loss`; None without validation rows.
+        where: how to find training row i again, for errors.
+        rule_metrics: looks at the rule, notes what it sees per layer, and gives what goes into the log.
+        interrupted: whether a signal ends the run early.
     """
 
-    def __init__(self) -> None:
-        self.history: list[dict[str, float]] = []
-        self._bar: Any = None
-        self._started = 0.0
+    interrupted = False
+    run: RunState
+    validate: Callable[[], dict[str, float]] | None
+    where: Callable[[int], str]
+    rule_metrics: Callable[[], dict[str, float]]
+    # of transformers' Trainer
+    args: Any
+    state: Any
+    model: Any
+    train_dataset: Any
+    accelerator: Any
+    control: Any
+    callback_handler: Any
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Start the bar and the clock."""
-        self._bar = tqdm(total=state.max_steps, desc="training", unit="step", file=sys.stderr, dynamic_ncols=True)
-        self._started = time.perf_counter()
+    def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
+        columns = self.train_dataset.column_names
+        rows = len(self.train_dataset)
+        lengths = [len(ids) for ids in self.train_dataset["input_ids"]] if "input_ids" in columns else [1] * rows
+        self._sampler = BucketSampler(lengths, self.args.train_batch_size * self.args.world_size, self.args.data_seed)
+        return self._sampler
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:  # fmt: skip
-        """One optimiser step further: loss and speed."""
-        if logs is None or "loss" not in logs:
-            return
-        tokens = state.num_input_tokens_seen
-        entry = {"step": state.global_step, "tokens": tokens}
-        entry |= {key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm") if key in logs}
-        self.history.append(entry)
-        speed = tokens / max(time.perf_counter() - self._started, 1e-9)
-        self._bar.set_postfix_str(f"loss {logs['loss']:.4f}, {speed:,.0f} tokens/s", refresh=False)
-        self._bar.update(state.global_step - self._bar.n)
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+        self._sampler.set_epoch(epoch)  # transformers reaches a sampler under two wrappers, not under three
+        super()._run_epoch(epoch=epoch, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """One forward and backward pass; the batch's row numbers are kept for an error."""
+        self._rows = [int(row) for row in inputs.pop("row")]
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        if not torch.isfinite(loss):
+            self._stop(f"the loss is {loss.item()}")
+        return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)  # pyright: ignore[reportAttributeAccessIssue]
+        if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
+            self._stop("the loss is finite and its gradient is not")
+        return norm
+
+    def _stop(self, what: str) -> None:
+        step = self.state.global_step + 1
+        places = "; ".join(self.where(row) for row in self._rows[:4]) + (" ..." if len(self._rows) > 4 else "")
+        raise TrainingError(
+            f"{what} at step {step}; batch: rows {', '.join(str(row + 1) for row in self._rows)} of the training rows ({places})",
+            where="training",
+            remedy="look at those rows, lower --learning-rate or --max-grad-norm, or use --dtype float32",
+        )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The validation metrics, into the history; keeps the best weights."""
+        assert self.validate is not None
+        metrics = self.validate()
+        self.run.validated(self.state.global_step, metrics, self.model)
+        named = {f"eval_{name}": value for name, value in metrics.items()}
+        self.log(named)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
+        return named
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """transformers' log, with what the rule does where that is due."""
+        if "loss" in logs and self.run.rule_due(self.state.global_step):
+            logs |= self.rule_metrics()
+        super().log(logs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        snapshot(self, self.run)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_model(self, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_optimizer(self, Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_random(Path(checkpoint), self.args.process_index)
+
+    def _load_callback_state(self) -> None:
+        pass  # ours is in `run`; the control's is made anew
+
+
+class ClassificationTrainer(RunTrainer, Trainer):
+    """transformers' Trainer as a run needs it."""
+
+
+class LanguageTrainer(RunTrainer, SFTTrainer):
+    """TRL's SFTTrainer as a run needs it."""
+
+
+def with_rows(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    """A collator that also hands on the examples' row numbers."""
+
+    def collated(examples: list[Any]) -> Any:
+        rows = [example["row"] for example in examples]
+        batch = collate([{key: value for key, value in example.items() if key != "row"} for example in examples])
+        return {**batch, "row": torch.tensor(rows)}
+
+    return collated
 
 
 def check_optimizer(config: RunConfig) -> None:
@@ -108,36 +193,36 @@ def _arguments(config: RunConfig, directory: str) -> dict[str, Any]:
         "data_seed": config.data_seed,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
-        "include_num_input_tokens_seen": "non_padding",
-        "save_strategy": "no",
-        "report_to": "none",
+        "include_num_input_tokens_seen": "no" if config.task == "image-classification" else "non_padding",
+        "save_strategy": "no",  # our callback says when, and our snapshot how
+        "report_to": config.report_to or "none",
         "disable_tqdm": True,
         "label_names": ["labels"],
+        "remove_unused_columns": False,
         "bf16": False,  # the frozen weights' own dtype is the choice (`dtype`)
     }
 
 
 def make_trainer(
-    config: RunConfig, model: Any, tokenizer: Any, train: Any, evaluation: Any, directory: str, progress: Progress
-) -> Any:
+    config: RunConfig, model: Any, processor: Any, train: Any, collate: Callable[[list[Any]], Any] | None, directory: str,
+    callbacks: list[Any],
+) -> Any:  # fmt: skip
     """The trainer of a run: Trainer for classification, SFTTrainer for language modelling.
 
     Args:
         model: with its adapter.
-        train, evaluation: datasets; for language modelling in TRL's form, which it tokenises.
+        processor: tokenizer or image processor.
+        train: a dataset with a column `row`; for language modelling in TRL's form, which it tokenises.
+        collate: for classification; TRL's trainer brings its own.
         directory: for whatever the trainer wants to write.
     """
     arguments = _arguments(config, directory)
-    if config.task == "classification":
-        from transformers import DataCollatorWithPadding
-
-        args: Any = TrainingArguments(**arguments)
-        cls: Any = ClassificationTrainer
-        extra = {"data_collator": DataCollatorWithPadding(tokenizer)}
-    else:
-        args = SFTConfig(**arguments, max_length=config.max_length)
-        cls, extra = LanguageTrainer, {}
     optimizer = None
+    if config.is_language:
+        args: Any = SFTConfig(**arguments, max_length=config.max_length)
+        cls: Any = LanguageTrainer
+    else:
+        args, cls = TrainingArguments(**arguments), ClassificationTrainer
     groups = optimizer_groups(config.method, model, config.learning_rate, config.weight_decay)
     if groups is not None:
         optimizer_cls, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
@@ -146,11 +231,18 @@ def make_trainer(
         model=model,
         args=args,
         train_dataset=train,
-        eval_dataset=evaluation,
-        processing_class=tokenizer,
-        callbacks=[progress],
+        data_collator=collate,
+        processing_class=processor,
+        callbacks=callbacks,
         optimizers=(optimizer, None),
-        **extra,
     )
     trainer.remove_callback(PrinterCallback)
+    if config.is_language:
+        trainer.train_dataset = tokenised(trainer.train_dataset)
+    trainer.data_collator = with_rows(trainer.data_collator)
     return trainer
+
+
+def tokenised(dataset: Any) -> Any:
+    """The columns of a prepared language data set that a batch is made of."""
+    return dataset.select_columns(["input_ids", "labels", "row"])
