@@ -53,6 +53,18 @@ class TrainingError(AlloraError):
     """A run that cannot go on: a loss that is no number, a check before the first step that failed."""
 
 
+class Interrupted(AlloraError):
+    """A run that a signal ended early, with a checkpoint to go on from.
+
+    Args:
+        signal: its number; the command line exits with 128 plus it.
+    """
+
+    def __init__(self, what: str, *, remedy: str, signal: int) -> None:
+        super().__init__(what, remedy=remedy)
+        self.signal = signal
+
+
 class RecordError(AlloraError):
     """A run's record that is not one, or belongs to a later version."""
 

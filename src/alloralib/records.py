@@ -12,7 +12,7 @@ from typing import Any
 from .errors import RecordError
 
 RECORD_FILE = "record.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,11 @@ class RunRecord:
         model: name, task and size of the frozen model.
         data: source, sha256 and number of rows of each part, and what was left out.
         adapter: method, number of adapted modules and of trained parameters.
-        metrics: `before` and `after` on the held-out rows.
+        preflight: tokens per epoch, padding, estimated cost, warnings.
+        metrics: `before` and `after` on the test rows.
         history: per logged step: step, loss, learning_rate, grad_norm, tokens (seen so far).
+        validation: `history` (step and metrics) and `best_step`, whose weights were kept; None without validation rows.
+        rule: per look: step, and by layer the mean and largest row norm of BA, the smallest and mean scale.
         seconds: wall-clock by phase.
     """
 
@@ -39,8 +42,11 @@ class RunRecord:
     model: dict[str, Any]
     data: dict[str, Any]
     adapter: dict[str, Any]
+    preflight: dict[str, Any]
     metrics: dict[str, dict[str, float]]
     history: list[dict[str, float]]
+    validation: dict[str, Any]
+    rule: list[dict[str, Any]]
     seconds: dict[str, float]
     format: int = FORMAT
 

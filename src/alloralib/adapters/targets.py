@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from ..errors import ConfigError, did_you_mean
@@ -42,3 +43,8 @@ def check_targets(model: nn.Module, targets: str | list[str]) -> None:
             raise ConfigError(
                 f"target module {target!r} does not exist in {type(model).__name__}", remedy=did_you_mean(target, leaves)
             )
+
+
+def adapted_modules(model: nn.Module) -> list[str]:
+    """The names of the modules that hold a LoRA adapter, in the order of the model."""
+    return [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]

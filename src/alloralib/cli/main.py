@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
-from ..errors import AlloraError, ConfigError, did_you_mean
+from ..errors import AlloraError, ConfigError, Interrupted, did_you_mean
 from . import train
 
 VERBS = {"train": train}
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Returns:
-        0 when it is done, 2 for a mistake that the message explains, 130 when it was interrupted.
+        0 when it is done, 2 for a mistake that the message explains, 128 plus the signal's number when it was interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -58,9 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             flag = unknown[0].partition("=")[0]
             raise ConfigError(f"unknown argument {flag!r}", where=arguments.verb, remedy=did_you_mean(flag, verb.flags()))
         return VERBS[arguments.verb].run(arguments)
+    except Interrupted as error:
+        print(f"allora: {error}", file=sys.stderr)
+        return 128 + error.signal
     except AlloraError as error:
         print(f"allora: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("allora: interrupted; nothing was written", file=sys.stderr)
+        print("allora: interrupted", file=sys.stderr)
         return 130

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..records import RunRecord
+    from ..training.config import RunConfig
 
 HELP = "fine-tune a model with an adapter"
 DESCRIPTION = """\
@@ -18,6 +19,8 @@ Fine-tune a model with an adapter, and judge it on rows it has not seen.
 
   allora train --task classification --model smollm2-135m --data tweets --output-dir runs/tweets
   allora train --config run.yaml --eta 1.5
+  allora train --config run.yaml --dry-run          what it would do and cost; nothing is written
+  allora train --resume --output-dir runs/tweets    go on where it was stopped
 
 The adapter that is written is a stock LoRA adapter: anything that loads LoRA runs it."""
 
@@ -30,13 +33,22 @@ def _fields() -> dict[str, Any]:
 
 def flags() -> list[str]:
     """All flags, for the nearest name to a misspelt one."""
-    return ["--config", "--print-config", "--json", *("--" + name.replace("_", "-") for name in _fields())]
+    return [
+        "--config",
+        "--print-config",
+        "--dry-run",
+        "--resume",
+        "--json",
+        *("--" + name.replace("_", "-") for name in _fields()),
+    ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags: values stay text here, `RunConfig` reads them."""
     parser.add_argument("--config", metavar="FILE", help="YAML file with settings; flags go over it")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings as YAML and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, measure one step, and stop")
+    parser.add_argument("--resume", action="store_true", help="go on with the unfinished run of --output-dir")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     group = parser.add_argument_group("settings")
     for name, field in _fields().items():
@@ -55,19 +67,63 @@ def run(arguments: argparse.Namespace) -> int:
     from ..training.config import RunConfig
 
     given = {name: value for name in RunConfig.model_fields if (value := getattr(arguments, name)) is not None}
-    config = RunConfig.load(arguments.config, given)
+    config = _unfinished(arguments.config, given) if arguments.resume else RunConfig.load(arguments.config, given)
     if arguments.print_config:
         print(config.to_yaml(), end="")
         return 0
     _quiet()
-    from ..training.run import train
+    from ..training.preflight import report
+    from ..training.run import dry_run, train
 
-    record = train(config, decorate=_decorate)
+    if arguments.dry_run:
+        found = dry_run(config)
+        print(json.dumps(found) if arguments.json else f"{config.to_yaml()}\n{report(config, found)}")
+        return 0
+    record = train(
+        config, resume=arguments.resume, decorate=_decorate, show=lambda c, found: print(report(c, found), file=sys.stderr)
+    )
+    if not _is_first_process():
+        return 0
     if arguments.json:
         print(json.dumps({"output_dir": config.output_dir, "metrics": record.metrics}))
     else:
         print(summary(record, config.output_dir))
     return 0
+
+
+def _unfinished(file: str | None, given: dict[str, Any]) -> RunConfig:
+    """The settings that the unfinished run began with; what else is said must agree with them."""
+    import yaml
+
+    from ..errors import ConfigError
+    from ..training.config import RunConfig
+    from ..training.workspace import Workspace
+
+    said = RunConfig.read(file) | given
+    if "output_dir" not in said:
+        raise ConfigError("--resume needs to know which run", remedy="give --output-dir, or --config with its settings")
+    space = Workspace(said["output_dir"])
+    space.check_resumable()
+    if space.complete:
+        from ..records import RECORD_FILE, RunRecord
+
+        return RunConfig.of(RunRecord.read(space.working / RECORD_FILE).config)
+    began = RunConfig.of(yaml.safe_load(space.settings()), str(space.working))
+    now = RunConfig.of(began.model_dump(exclude_none=True) | {k: v for k, v in said.items() if k != "overwrite"})
+    for name in RunConfig.model_fields:
+        if name not in ("output_dir", "overwrite") and getattr(began, name) != getattr(now, name):
+            raise ConfigError(
+                f"the run began with {name}={getattr(began, name)!r}, not {getattr(now, name)!r}",
+                where="--resume",
+                remedy=f"leave --{name.replace('_', '-')} out to go on, or start anew with --overwrite",
+            )
+    return now
+
+
+def _is_first_process() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
 
 
 def _decorate(record: RunRecord, directory: Path) -> None:
@@ -94,11 +150,11 @@ def _quiet() -> None:
 def summary(record: RunRecord, directory: str) -> str:
     """What a person wants to know of a finished run, in a few lines."""
     before, after = record.metrics["before"], record.metrics["after"]
-    rows = record.data["evaluation"]["rows"]
+    rows = record.data["test"]["rows"]
     if "accuracy" in after:
         lines = [
-            f"accuracy on {rows} held-out rows",
-            f"  majority class  {record.data['majority']:.3f}",
+            f"accuracy on {rows} test rows",
+            *([f"  majority class  {record.data['majority']:.3f}"] if "majority" in record.data else []),
             f"  before          {before['accuracy']:.3f}  (95 % interval {before['accuracy_low']:.3f} to "
             f"{before['accuracy_high']:.3f})",
             f"  after           {after['accuracy']:.3f}  (95 % interval {after['accuracy_low']:.3f} to "
@@ -106,7 +162,7 @@ def summary(record: RunRecord, directory: str) -> str:
         ]
     else:
         lines = [
-            f"loss per token on {rows} held-out rows ({after['tokens']:,} tokens)",
+            f"loss per token on {rows} test rows ({after['tokens']:,} tokens)",
             f"  before  {before['loss']:.4f}  (perplexity {before['perplexity']:.2f})",
             f"  after   {after['loss']:.4f}  (perplexity {after['perplexity']:.2f})",
         ]
@@ -116,5 +172,7 @@ def summary(record: RunRecord, directory: str) -> str:
         f"{record.adapter['trained_parameters']:,} trained parameters, {steps} steps in {seconds:.0f} s, "
         f"{tokens / max(seconds, 1e-9):,.0f} tokens/s"
     )
+    if record.validation["best_step"] is not None:
+        lines.append(f"weights of step {record.validation['best_step']}, the lowest validation loss")
     lines.append(f"adapter, record, card and loss curve: {directory}")
     return "\n".join(lines)

@@ -23,7 +23,7 @@ def card(record: RunRecord) -> str:
         "library_name": "peft",
         "tags": ["alloralib", adapter["method"], "lora", record.config["task"]],
     }
-    train, held = data["train"], data["evaluation"]
+    train, held = data["train"], data["test"]
     knobs = ", ".join(f"{name} = {adapter[name]}" for name in ("r", "eta", "apply_to") if name in adapter)
     lines = [
         "---",
@@ -35,17 +35,23 @@ def card(record: RunRecord) -> str:
         f"An adapter for `{model['name']}` ({model['class']}), trained with the method `{adapter['method']}` ({knobs}): "
         f"{adapter['trained_parameters']:,} trained parameters in {adapter['modules']} modules.",
         "",
-        "## Result on held-out rows",
+        "## Result on the test rows",
         "",
         "| | before | after |",
         "|---|---|---|",
         *(
-            f"| {name.replace('_', ' ')} | {_number(record.metrics['before'][name])} | {_number(value)} |"
+            f"| {name.replace('_', ' ')} | {_number(record.metrics['before'].get(name))} | {_number(value)} |"
             for name, value in record.metrics["after"].items()
         ),
         "",
-        f"{held['rows']:,} rows of `{held['source']}`; {train['rows']:,} rows to train on; {data['duplicates_removed']:,} rows "
+        f"{held['rows']:,} rows of `{held['source']}`; {train['rows']:,} rows to train on; {sum(data['removed'].values()):,} rows "
         "left out as duplicates."
+        + (
+            f" The weights are those of step {record.validation['best_step']}, the lowest loss on {data['validation']['rows']:,} "
+            "validation rows."
+            if "validation" in data and record.validation["best_step"] is not None
+            else ""
+        )
         + (f" The most frequent class alone scores {data['majority']:.3f}." if "majority" in data else ""),
         "",
         "![loss curve](loss.png)",
@@ -70,7 +76,10 @@ def _usage(record: RunRecord) -> list[str]:
     if record.adapter["method"] == "asf-lora":
         return ["ASF-LoRA is no LoRA adapter at inference; it needs `import alloralib.adapters` before PEFT loads it."]
     labels = record.data.get("labels")
-    auto = "AutoModelForCausalLM" if labels is None else "AutoModelForSequenceClassification"
+    auto = {
+        "classification": "AutoModelForSequenceClassification",
+        "image-classification": "AutoModelForImageClassification",
+    }.get(record.config["task"], "AutoModelForCausalLM")
     arguments = "base" if labels is None else f"base, num_labels={len(labels)}"
     lines = [
         "It is a stock LoRA adapter; PEFT alone loads it:",

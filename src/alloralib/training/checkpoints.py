@@ -112,9 +112,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
         if not right:
             raise _damaged(path / name, "its sha256 is not the one that was written")
     try:
-        parts = {
-            Path(name).stem: load_file(path / name) for name in digests if name.endswith(".safetensors")
-        }
+        parts = {Path(name).stem: load_file(path / name) for name in digests if name.endswith(".safetensors")}
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, SafetensorError) as error:
         raise _damaged(path, error) from None

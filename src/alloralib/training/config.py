@@ -189,9 +189,13 @@ class RunConfig(BaseModel):
     @classmethod
     def load(cls, path: str | Path | None, overrides: dict[str, Any]) -> RunConfig:
         """A YAML file, and settings that go over it."""
-        settings: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
         where = None if path is None else str(path)
-        return cls.of(settings | overrides, where)
+        return cls.of(cls.read(path) | overrides, where)
+
+    @staticmethod
+    def read(path: str | Path | None) -> dict[str, Any]:
+        """The settings in a YAML file, not yet checked; none without a file."""
+        return {} if path is None else _read_yaml(Path(path))
 
     def to_yaml(self) -> str:
         """The configuration as a file that `allora train --config` takes; only what is set."""

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
 
+from ..data.forms import LANGUAGE, Kind
 from ..errors import ModelError, did_you_mean
 
 
@@ -119,24 +122,42 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
-def load_model(path: str, *, task: str, labels: list[str] | None, dtype: torch.dtype, pad_token_id: int | None) -> Any:
+def load_processor(path: str, task: Kind) -> Any:
+    """What turns rows into tensors: a tokenizer, or an image processor for images.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    if task != "image-classification":
+        return load_tokenizer(path)
+    try:
+        return AutoImageProcessor.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise _not_a_model(path, error) from error
+
+
+def load_model(path: str, *, task: Kind, labels: list[str] | None, dtype: torch.dtype, pad_token_id: int | None) -> Any:
     """The frozen model for a task; a head that it does not have is drawn from torch's global generator.
 
     Args:
-        task: "classification" (then `labels` are the class names) or "causal-lm".
+        task: its kind; `labels` are the class names where there are classes.
         pad_token_id: which token to skip when a decoder is asked for its last one.
 
     Raises:
         ModelError: not a model, or not one for this task.
     """
     try:
-        if task == "classification":
+        if task not in LANGUAGE:
             assert labels is not None
             config = AutoConfig.from_pretrained(
                 path, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)}
             )
-            config.pad_token_id = pad_token_id
-            return AutoModelForSequenceClassification.from_pretrained(path, config=config, dtype=dtype)
+            auto: Any = AutoModelForImageClassification
+            if task == "classification":
+                config.pad_token_id = pad_token_id
+                auto = AutoModelForSequenceClassification
+            # a head for other classes is drawn anew
+            return auto.from_pretrained(path, config=config, dtype=dtype, ignore_mismatched_sizes=True)
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
         raise _not_a_model(path, error) from error

@@ -2,103 +2,184 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import platform
+import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
 import torch
 from peft import TaskType, get_peft_model
-from tqdm import tqdm
 
+from ..adapters.measure import layer_states, summary
 from ..adapters.methods import DEFAULT_ETA, METHODS, peft_config
 from ..adapters.targets import check_targets
-from ..data.split import Split, drop_overlap, sample, split_table
-from ..data.table import Table, read_table
-from ..data.tokens import classification_examples, label_names, labels, language_examples, majority_share
-from ..evaluation.answers import predict_classes, token_loss
-from ..evaluation.metrics import classification_metrics, perplexity
+from ..data.examples import build_examples, collator
+from ..data.parts import Parts, load_parts
+from ..data.table import Table
+from ..errors import ConfigError, DataError, Interrupted, TrainingError
 from ..records import RECORD_FILE, RunRecord
-from .config import DEFAULT_HELD_OUT, RunConfig
-from .models import load_model, load_tokenizer, locate
-from .output import Output
-from .trainers import Progress, check_optimizer, make_trainer
+from .callbacks import Cadence, Interruption, Progress
+from .checkpoints import latest, steps_of
+from .config import DEFAULT_TEST_SHARE, RunConfig
+from .models import load_model, load_processor, locate
+from .preflight import preflight
+from .scores import Scorer, describe_labels
+from .state import RunState, set_weights, trained_weights
+from .trainers import check_optimizer, make_trainer
+from .workspace import Workspace
 
+PREDICTIONS_FILE = "predictions.jsonl"
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy", "alloralib")
+_TASK_TYPES = {"classification": TaskType.SEQ_CLS, "image-classification": None}
 Decorate = Callable[[RunRecord, Path], None]
+Show = Callable[[RunConfig, dict[str, Any]], None]
 
 
 @dataclass
-class _Data:
-    """The rows of a run, tokenised, and what the record says of them."""
+class Prepared:
+    """Everything a run needs, before its first step."""
 
-    train: Any
-    evaluation: Any
-    names: list[str] | None
-    described: dict[str, Any]
+    config: RunConfig
+    processor: Any
+    parts: Parts
+    scorer: Scorer
+    trainer: Any
+    run: RunState
+    frozen: int  # parameters of the model without the adapter
+    labels: list[str] | None
 
 
-def train(config: RunConfig, *, decorate: Decorate | None = None) -> RunRecord:
+def train(config: RunConfig, *, resume: bool = False, decorate: Decorate | None = None, show: Show | None = None) -> RunRecord:
     """Fine-tune as the configuration says.
 
     The output directory appears when the run is complete: the adapter (stock LoRA files and our sidecar), the
-    tokenizer and `record.json`. Two runs of one configuration on one machine give bit-identical adapters.
+    tokenizer, the answers on the test rows and `record.json`. Until then the run is in `NAME.unfinished`, from which
+    `resume` goes on, bit by bit as if it had never been stopped.
 
     Args:
         config: what to do.
+        resume: go on with the unfinished run of that configuration.
         decorate: called with the record and the directory before it is put in place, to add pictures and pages.
+        show: told what the preflight found.
 
     Raises:
         AlloraError: a setting, a row, a model or a directory that does not do; nothing is written then.
+        Interrupted: a signal ended the run early; a checkpoint is there.
     """
-    clock = _Clock()
     check_optimizer(config)
-    adapter_config = _adapter_config(config)
-    with Output(config.output_dir, config.overwrite) as output:
+    space = Workspace(config.output_dir)
+    main = _is_main()
+    if main:
+        space.check_resumable() if resume else space.check_free(config.overwrite)
+    if resume and space.complete:
+        record = RunRecord.read(space.working / RECORD_FILE)
+        if main:
+            space.publish()
+        return record
+    clock = _Clock()
+    with ExitStack() as stack, Interruption() as interruption:
+        if main:
+            stack.enter_context(space.open(config.to_yaml(), resume=resume))
         with clock("load"):
-            path = locate(config.model)
-            tokenizer = load_tokenizer(path)
-            data = _load_data(config, tokenizer)
-            model = _load_model(config, path, tokenizer, data.names)
-            frozen = sum(p.numel() for p in model.parameters())
-            check_targets(model, config.target_modules)
-            torch.manual_seed(config.adapter_seed)
-            model = get_peft_model(model, adapter_config)
-        progress = Progress()
-        trainer = make_trainer(config, model, tokenizer, data.train, data.evaluation, str(output.staging), progress)
-        metrics: dict[str, dict[str, float]] = {}
+            prepared = prepare(config, space, interruption)
+        trainer, run = prepared.trainer, prepared.run
+        trainer.validate = None if prepared.parts.validation is None else prepared.scorer.validate
+        with clock("preflight"):
+            found = preflight(config, trainer, prepared.processor, _steps(trainer))
+        if show is not None and main:
+            show(config, found)
         with clock("evaluate"):
-            metrics["before"] = _evaluate(config, trainer, data, "before")
-        with clock("train"):
-            trainer.train()
+            before = prepared.scorer.test("before")
+        checkpoint = latest(space.checkpoints) if resume else None
+        if checkpoint is not None:
+            run.restore(checkpoint)
+        if not run.finished:
+            try:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            except TrainingError as error:
+                raise _with_checkpoint(error, space) from error
+            if trainer.interrupted:
+                raise _interrupted(interruption.received, space, trainer.state.global_step)
+        elif checkpoint is not None:
+            set_weights(trainer.model, _adapter_of(checkpoint))
+        if run.best_step is not None:
+            set_weights(trainer.model, run.best)
         with clock("evaluate"):
-            metrics["after"] = _evaluate(config, trainer, data, "after")
-        model.save_pretrained(output.staging)
-        tokenizer.save_pretrained(output.staging)
-        record = RunRecord(
-            config=config.model_dump(exclude_none=True),
-            command=config.command(),
-            versions={"python": platform.python_version()} | {lib: importlib.metadata.version(lib) for lib in _LIBRARIES},
-            machine={"processor": platform.machine(), "threads": torch.get_num_threads(), "device": str(model.device)},
-            model={"name": config.model, "parameters": frozen, "class": type(model.get_base_model()).__name__},
-            data=data.described,
-            adapter=_describe_adapter(config, model),
-            metrics=metrics,
-            history=progress.history,
-            seconds=clock.seconds,
-        )
-        record.write(output.staging / RECORD_FILE)
-        if decorate is not None:
-            decorate(record, output.staging)
-        output.publish()
+            after = prepared.scorer.test("after")
+        record = _record(prepared, {"before": before.metrics, "after": after.metrics}, found, clock.seconds)
+        _save(prepared, record, after.items, space, main, decorate)
     return record
+
+
+def dry_run(config: RunConfig) -> dict[str, Any]:
+    """Everything up to the first step, with one step measured; nothing is written.
+
+    Returns:
+        what `preflight.preflight` found.
+    """
+    check_optimizer(config)
+    space = Workspace(config.output_dir)
+    space.check_free(config.overwrite)
+    prepared = prepare(config, space, Interruption())
+    return preflight(config, prepared.trainer, prepared.processor, _steps(prepared.trainer))
+
+
+def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> Prepared:
+    """Rows, model, adapter and trainer of a run.
+
+    Raises:
+        AlloraError: whatever does not do, explained.
+    """
+    adapter_config = _adapter_config(config)
+    path = locate(config.model)
+    processor = load_processor(path, config.kind)
+    parts = load_parts(
+        config.kind, config.columns, data=config.data, data_dir=config.data_dir,
+        validation_data=config.validation_data, validation_share=config.validation_share,
+        test_data=config.test_data, test_share=config.test_share, default_test_share=DEFAULT_TEST_SHARE,
+        train_rows=config.train_rows, validation_rows=config.validation_rows, test_rows=config.test_rows,
+        data_seed=config.data_seed, evaluation_seed=config.evaluation_seed,
+    )  # fmt: skip
+    if parts.validation is None and (config.patience or config.evaluate_every or config.validation_rows):
+        raise ConfigError(
+            "patience, evaluate_every and validation_rows need validation rows, and there are none",
+            where=config.data, remedy="give --validation-share or --validation-data",
+        )  # fmt: skip
+    labels = None if config.is_language else describe_labels(config, parts)
+    examples = {
+        name: build_examples(
+            config.kind, table, config.columns, processor=processor, names=labels, max_length=config.max_length
+        )
+        for name, table in _tables(parts).items()
+    }
+    torch.manual_seed(config.adapter_seed)  # for the new head of a classifier
+    model = load_model(
+        path, task=config.kind, labels=labels, dtype=getattr(torch, config.dtype),
+        pad_token_id=getattr(processor, "pad_token_id", None),
+    )  # fmt: skip
+    frozen = sum(p.numel() for p in model.parameters())
+    check_targets(model, config.target_modules)
+    torch.manual_seed(config.adapter_seed)
+    model = get_peft_model(model, adapter_config)
+    digests = {name: _digest(table) for name, table in _tables(parts).items()}
+    run = RunState(space.checkpoints, digests)
+    callbacks = [Progress(run, _is_main()), Cadence(config, run, parts.validation is not None), interruption]
+    collate = None if config.is_language else collator(config.kind, processor)
+    trainer = make_trainer(config, model, processor, examples["train"], collate, str(space.working), callbacks)
+    interruption.trainer = trainer
+    _check_kept(parts.train, trainer.train_dataset, config)
+    trainer.run, trainer.where = run, parts.train.where
+    trainer.rule_metrics = lambda: _look_at_rule(trainer, run, bool(config.report_to))
+    scorer = Scorer(config, trainer, processor, parts, examples, labels)
+    return Prepared(config, processor, parts, scorer, trainer, run, frozen, labels)
 
 
 def _adapter_config(config: RunConfig) -> Any:
@@ -109,77 +190,120 @@ def _adapter_config(config: RunConfig) -> Any:
         dropout=config.dropout,
         apply_to=config.apply_to,
         target_modules=config.target_modules,
-        task_type=TaskType.SEQ_CLS if config.task == "classification" else TaskType.CAUSAL_LM,
+        task_type=_TASK_TYPES.get(config.kind, TaskType.CAUSAL_LM),
+        modules_to_save=["classifier"] if config.kind == "image-classification" else None,
     )
 
 
-def _load_data(config: RunConfig, tokenizer: Any) -> _Data:
-    table = read_table(config.data)
-    held_out = None if config.evaluation_data is None else read_table(config.evaluation_data)
-    if config.task == "classification":
-        columns = [config.text]
-        names = label_names(table, config.label)
-    else:
-        columns = [config.text] if config.prompt_column is None else [config.prompt_column, config.completion_column or ""]
-        names = None
-
-    def keys(rows: Table) -> list[str]:
-        flags = ("text-column",) if len(columns) == 1 else ("prompt-column", "completion-column")
-        values = [rows.texts(column, flag) for column, flag in zip(columns, flags, strict=True)]
-        return ["\x1f".join(parts) for parts in zip(*values, strict=True)]
-
-    if held_out is None:
-        split = split_table(table, keys(table), config.held_out or DEFAULT_HELD_OUT, config.evaluation_seed)
-    else:
-        split = drop_overlap(table, keys(table), held_out, keys(held_out))
-    split = Split(
-        sample(split.train, config.train_rows, config.data_seed),
-        sample(split.evaluation, config.evaluation_rows, config.evaluation_seed),
-        split.duplicates_removed,
-    )
-    described: dict[str, Any] = {
-        part: {"source": rows.source, "sha256": rows.sha256, "rows": len(rows)}
-        for part, rows in (("train", split.train), ("evaluation", split.evaluation))
-    }
-    described["duplicates_removed"] = split.duplicates_removed
-    if names is not None:
-        described |= {"labels": names, "majority": majority_share(labels(split.evaluation, config.label))}
-    parts = [_examples(config, rows, names, tokenizer) for rows in (split.train, split.evaluation)]
-    return _Data(parts[0], parts[1], names, described)
+def _tables(parts: Parts) -> dict[str, Table]:
+    tables = {"train": parts.train, "validation": parts.validation, "test": parts.test}
+    return {name: table for name, table in tables.items() if table is not None}
 
 
-def _examples(config: RunConfig, rows: Table, names: list[str] | None, tokenizer: Any) -> datasets.Dataset:
-    if names is not None:
-        return classification_examples(
-            rows, text=config.text, label=config.label, names=names, tokenizer=tokenizer, max_length=config.max_length
+def _digest(table: Table) -> str:
+    """Of the rows that are used, so that a changed file, share or seed is noticed."""
+    rows = json.dumps([table.sha256, table.lines, len(table)], default=str)
+    return hashlib.sha256(rows.encode()).hexdigest()
+
+
+def _check_kept(table: Table, dataset: Any, config: RunConfig) -> None:
+    """TRL leaves out, without a word, rows of which nothing is left to learn once they are cut."""
+    lost = sorted(set(range(len(table))) - set(dataset["row"]))
+    if lost:
+        raise DataError(
+            f"max_length={config.max_length} cuts off all that is to be learnt in {len(lost)} rows",
+            where=table.where(lost[0]),
+            remedy="raise --max-length, or remove those rows",
         )
-    text = config.text if config.prompt_column is None else None
-    return language_examples(
-        rows, text=text, prompt=config.prompt_column, completion=config.completion_column, tokenizer=tokenizer
+
+
+def _steps(trainer: Any) -> int:
+    loader = trainer.get_train_dataloader()
+    return int(trainer.set_initial_training_values(trainer.args, loader)[-1])
+
+
+def _look_at_rule(trainer: Any, run: RunState, per_layer: bool) -> dict[str, float]:
+    states = layer_states(trainer.model)
+    rate = trainer.state.log_history[-1].get("learning_rate") if trainer.state.log_history else None
+    rate = trainer.optimizer.param_groups[0]["lr"] if rate is None else rate
+    run.rule.append({"step": trainer.state.global_step, "layers": {name: list(state) for name, state in states.items()}})
+    numbers = summary(states, rate)
+    if per_layer:
+        for name, state in states.items():
+            named = zip(state._fields, state, strict=True)
+            numbers |= {f"layers/{name}/{key}": value for key, value in named if value is not None}
+    return numbers
+
+
+def _adapter_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    from .checkpoints import read_checkpoint
+
+    return read_checkpoint(checkpoint)[0]["adapter"]
+
+
+def _with_checkpoint(error: TrainingError, space: Workspace) -> TrainingError:
+    steps = steps_of(space.checkpoints)
+    kept = f"; the checkpoint of step {steps[-1]} is in {space.checkpoints}" if steps else "; there was no checkpoint yet"
+    return TrainingError(error.what + kept, where=error.where, remedy=error.remedy)
+
+
+def _interrupted(received: int, space: Workspace, step: int) -> Interrupted:
+    return Interrupted(
+        f"stopped by {signal.Signals(received).name} after step {step}; a checkpoint is in {space.working}",
+        remedy=f"allora train --resume --output-dir {space.final}",
+        signal=received,
     )
 
 
-def _load_model(config: RunConfig, path: str, tokenizer: Any, names: list[str] | None) -> Any:
-    torch.manual_seed(config.adapter_seed)  # for the new head of a classifier
-    return load_model(
-        path, task=config.task, labels=names, dtype=getattr(torch, config.dtype), pad_token_id=tokenizer.pad_token_id
-    )
+def _save(
+    prepared: Prepared, record: RunRecord, items: list[dict[str, Any]], space: Workspace, main: bool, decorate: Decorate | None
+) -> None:
+    weights = trained_weights(prepared.trainer.model)  # every process takes part where they are sharded
+    if not main:
+        return
+    model = prepared.trainer.accelerator.unwrap_model(prepared.trainer.model)
+    model.save_pretrained(space.working, state_dict=weights)
+    prepared.processor.save_pretrained(space.working)
+    with (space.working / PREDICTIONS_FILE).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+    if decorate is not None:
+        decorate(record, space.working)
+    record.write(space.working / RECORD_FILE)  # the last file: where it stands, the run is complete
+    space.publish()
 
 
-def _evaluate(config: RunConfig, trainer: Any, data: _Data, when: str) -> dict[str, float]:
-    examples, collate, model = trainer.eval_dataset, trainer.data_collator, trainer.model
-    if config.task == "causal-lm":
-        wanted = [c for c in ("input_ids", "labels", "completion_mask") if c in examples.column_names]
-        examples = examples.select_columns(wanted)
-    with tqdm(total=len(examples), desc=f"evaluating {when}", unit="row", file=sys.stderr, leave=False) as bar:
-        if data.names is None:
-            loss, tokens = token_loss(model, examples, collate, config.batch_size, bar.update)
-            return {"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}
-        predicted = predict_classes(model, examples, collate, config.batch_size, bar.update)
-    return classification_metrics(predicted, np.asarray(examples["labels"]), len(data.names))
+def _record(
+    prepared: Prepared, metrics: dict[str, dict[str, float]], found: dict[str, Any], seconds: dict[str, float]
+) -> RunRecord:
+    config, trainer, run, parts = prepared.config, prepared.trainer, prepared.run, prepared.parts
+    data: dict[str, Any] = {
+        name: {"source": table.source, "sha256": table.sha256, "rows": len(table)} for name, table in _tables(parts).items()
+    }
+    data["removed"] = parts.removed
+    if prepared.labels is not None:
+        data |= {"labels": prepared.labels, "majority": prepared.scorer.majority}
+    base = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
+    return RunRecord(
+        config=config.model_dump(exclude_none=True),
+        command=config.command(),
+        versions={"python": platform.python_version()} | {lib: importlib.metadata.version(lib) for lib in _LIBRARIES},
+        machine={
+            "processor": platform.machine(), "threads": torch.get_num_threads(), "device": str(trainer.args.device),
+            "processes": trainer.args.world_size,
+        },
+        model={"name": config.model, "parameters": prepared.frozen, "class": type(base).__name__},
+        data=data,
+        adapter=_describe_adapter(config, found["adapter"]),
+        preflight={key: found[key] for key in ("data", "cost", "warnings")},
+        metrics=metrics,
+        history=run.history,
+        validation={"history": run.validation, "best_step": run.best_step},
+        rule=run.rule,
+        seconds=seconds | {"train": round(run.seconds, 3)},
+    )  # fmt: skip
 
 
-def _describe_adapter(config: RunConfig, model: Any) -> dict[str, Any]:
+def _describe_adapter(config: RunConfig, found: dict[str, Any]) -> dict[str, Any]:
     knobs: dict[str, Any] = {}
     if "eta" in METHODS[config.method].knobs:
         knobs["eta"] = config.eta or DEFAULT_ETA
@@ -189,9 +313,15 @@ def _describe_adapter(config: RunConfig, model: Any) -> dict[str, Any]:
         "method": config.method,
         "r": config.r,
         **knobs,
-        "modules": len(model.base_model.targeted_module_names),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "modules": found["modules"],
+        "trained_parameters": found["parameters"],
     }
+
+
+def _is_main() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
 
 
 class _Clock:
@@ -201,7 +331,7 @@ class _Clock:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, phase: str) -> Any:
+    def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.perf_counter() - start, 3)

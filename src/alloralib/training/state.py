@@ -112,9 +112,7 @@ def set_weights(model: Any, weights: Weights) -> None:
     """
     trained = _trained(model)
     if trained.keys() != weights.keys() or any(trained[name].shape != w.shape for name, w in weights.items()):
-        raise CheckpointError(
-            "the checkpoint's weights are not those of this adapter", remedy="start again with --overwrite"
-        )
+        raise CheckpointError("the checkpoint's weights are not those of this adapter", remedy="start again with --overwrite")
     with torch.no_grad():
         for name, value in weights.items():
             trained[name].copy_(_as(value, trained[name]))
@@ -167,7 +165,7 @@ def load_random(checkpoint: Path, rank: int) -> None:
     """The random number generators of one process, as they were."""
     parts, state = read_checkpoint(checkpoint)
     if rank < state["processes"]:
-        _set_random(thaw(state["random"][rank], parts[f"rng-{rank}"]))
+        set_random(thaw(state["random"][rank], parts[f"rng-{rank}"]))
 
 
 def random_state() -> dict[str, Any]:
@@ -180,7 +178,8 @@ def random_state() -> dict[str, Any]:
     return state
 
 
-def _set_random(state: dict[str, Any]) -> None:
+def set_random(state: dict[str, Any]) -> None:
+    """Put the generators back to a state from `random_state`."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

@@ -1,0 +1,88 @@
+"""How a run is judged: the metrics of its kind of task, on the test rows before and after, on validation rows between."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from ..data.examples import label_names, labels, majority_share
+from ..data.parts import Parts
+from ..data.registry import REGISTRY
+from ..data.table import Table
+from ..evaluation.answers import Evaluation, classify, language_loss
+from ..evaluation.choice import choose
+from .config import RunConfig
+from .trainers import tokenised
+
+
+class Scorer:
+    """Answers of the model as it is, on the parts of a run's data.
+
+    Attributes:
+        majority: share of the most frequent class among the test rows; None where there are no classes.
+    """
+
+    def __init__(
+        self, config: RunConfig, trainer: Any, processor: Any, parts: Parts, examples: dict[str, Any], names: list[str] | None
+    ) -> None:
+        self.config, self.trainer, self.processor, self.parts, self.names = config, trainer, processor, parts, names
+        self.examples = {name: self._prepared(dataset, name) for name, dataset in examples.items() if name != "train"}
+        self.majority = None if names is None else majority_share(labels(parts.test, config.columns.label or "label"))
+
+    def test(self, when: str) -> Evaluation:
+        """Metrics and answers on the test rows."""
+        return self._score(self.parts.test, "test", f"evaluating {when}", full=True)
+
+    def validate(self) -> dict[str, float]:
+        """Metrics on the validation rows, among them `loss`."""
+        assert self.parts.validation is not None
+        return self._score(self.parts.validation, "validation", "validating", full=False).metrics
+
+    def _prepared(self, dataset: Any, name: str) -> Any:
+        if not self.config.is_language:
+            return dataset
+        trainer = self.trainer
+        prepared = trainer._prepare_dataset(dataset, self.processor, trainer.args, False, None, name)
+        return tokenised(prepared)
+
+    def _score(self, table: Table, name: str, title: str, *, full: bool) -> Evaluation:
+        examples, model, size = self.examples[name], self.trainer.model, self.config.batch_size
+        collate = _without_rows(self.trainer.data_collator)
+        chooses = full and self.config.task == "multiple-choice"
+        total = len(examples) + (len(table) if chooses else 0)
+        with tqdm(
+            total=total, desc=title, unit="row", file=sys.stderr, leave=False, disable=not self.trainer.is_world_process_zero()
+        ) as bar:
+            if self.names is not None:
+                return classify(model, examples, collate, self.names, size, bar.update)
+            scored = language_loss(model, examples, collate, size, bar.update)
+            if not chooses:
+                return scored
+            columns = self.config.columns
+            chosen = choose(
+                model, self.processor, table.columns[columns.prompt or ""], table.columns[columns.choices or ""],
+                table.columns[columns.answer or ""], batch_size=size, tick=bar.update,
+            )  # fmt: skip
+            return Evaluation(scored.metrics | chosen.metrics, chosen.items)
+
+
+def describe_labels(config: RunConfig, parts: Parts) -> list[str]:
+    """The classes of a run, in the order of the logits: those a registered set declares, else those of the training rows.
+
+    Raises:
+        DataError: fewer than two.
+    """
+    known = REGISTRY.get(config.data)
+    if known is not None and known.labels:
+        return list(known.labels)
+    return label_names(parts.train, config.columns.label or "label")
+
+
+def _without_rows(collate: Any) -> Any:
+    def collated(examples: list[Any]) -> Any:
+        batch = collate(examples)
+        return {key: value for key, value in batch.items() if key != "row"}
+
+    return collated
