@@ -29,7 +29,7 @@ def _warnings():
 def base(tiny_llama, reviews, tmp_path) -> list[str]:
     return [
         "train", "--task", "classification", "--model", tiny_llama, "--data", str(reviews), "--output-dir",
-        str(tmp_path / "run"), "--r", "4", "--max-steps", "4", "--batch-size", "8", "--held-out", "0.3",
+        str(tmp_path / "run"), "--r", "4", "--max-steps", "4", "--batch-size", "8", "--test-share", "0.3",
     ]  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def test_separate_evaluation_data(base, tmp_path, reviews) -> None:
     lines = reviews.read_text().splitlines()
     held = tmp_path / "held.csv"
     held.write_text("\n".join(lines[:11]) + "\n")
-    assert main(with_(base, held_out=None, evaluation_data=held)) == 0
+    assert main(with_(base, test_share=None, test_data=held)) == 0
     data = RunRecord.read(tmp_path / "run" / "record.json").data
     assert data["evaluation"]["rows"] == 10
     assert data["train"]["rows"] + data["duplicates_removed"] == 60
@@ -192,7 +192,7 @@ MISTAKES = {
     "one of prompt and completion": ({"task": "causal-lm", "prompt_column": "prompt"}, "go together"),
     "label with causal-lm": ({"task": "causal-lm", "label_column": "label"}, "label_column is for task classification"),
     "two lengths": ({"epochs": 1}, "epochs and max_steps"),
-    "two evaluations": ({"evaluation_data": "x.csv"}, "evaluation_data and held_out"),
+    "two evaluations": ({"test_data": "x.csv"}, "test_data and test_share"),
     "data": ({"data": "rewiews.csv"}, "no such file"),
     "data on no hub": ({"data": "nobody/nothing"}, "neither a file, nor a bundled set"),
     "model on no hub": ({"model": "nobody/nothing"}, "cannot be loaded"),
@@ -239,7 +239,7 @@ def dropping(base):
 def test_unknown_label_in_the_evaluation_data(base, tmp_path, capsys) -> None:
     held = tmp_path / "held.csv"
     held.write_text("text,label\ngood film,pos\nbad film,mixed\n")
-    words = with_(base, held_out=None, evaluation_data=held)
+    words = with_(base, test_share=None, test_data=held)
     refused(words, tmp_path, capsys, r"row 2 \(line 3\).*'mixed' does not stand in the training data")
 
 

@@ -23,7 +23,7 @@ def card(record: RunRecord) -> str:
         "library_name": "peft",
         "tags": ["alloralib", adapter["method"], "lora", record.config["task"]],
     }
-    train, held = data["train"], data["test"]
+    train = data["train"]
     knobs = ", ".join(f"{name} = {adapter[name]}" for name in ("r", "eta", "apply_to") if name in adapter)
     lines = [
         "---",
@@ -44,15 +44,7 @@ def card(record: RunRecord) -> str:
             for name, value in record.metrics["after"].items()
         ),
         "",
-        f"{held['rows']:,} rows of `{held['source']}`; {train['rows']:,} rows to train on; {sum(data['removed'].values()):,} rows "
-        "left out as duplicates."
-        + (
-            f" The weights are those of step {record.validation['best_step']}, the lowest loss on {data['validation']['rows']:,} "
-            "validation rows."
-            if "validation" in data and record.validation["best_step"] is not None
-            else ""
-        )
-        + (f" The most frequent class alone scores {data['majority']:.3f}." if "majority" in data else ""),
+        _about_rows(record),
         "",
         "![loss curve](loss.png)",
         "",
@@ -70,6 +62,23 @@ def card(record: RunRecord) -> str:
         *_usage(record),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _about_rows(record: RunRecord) -> str:
+    data = record.data
+    train, test, removed = data["train"], data["test"], sum(data["removed"].values())
+    sentences = [
+        f"{test['rows']:,} rows of `{test['source']}`; {train['rows']:,} rows to train on; "
+        f"{removed:,} rows left out as duplicates."
+    ]
+    if record.validation["best_step"] is not None:
+        sentences.append(
+            f"The weights are those of step {record.validation['best_step']}, which had the lowest loss on "
+            f"{data['validation']['rows']:,} validation rows."
+        )
+    if data.get("majority") is not None:
+        sentences.append(f"The most frequent class alone scores {data['majority']:.3f}.")
+    return " ".join(sentences)
 
 
 def _usage(record: RunRecord) -> list[str]:

@@ -90,7 +90,7 @@ class RunConfig(BaseModel):
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.05, description="share of the steps in which it rises")
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="of the optimiser")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(default=1.0, description="gradients are clipped to this norm")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of the frozen weights")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the frozen weights")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
 
     evaluate_every: Positive | None = Field(default=None, description="steps between looks at the validation rows [an epoch]")

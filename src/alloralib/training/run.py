@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -74,7 +74,6 @@ def train(config: RunConfig, *, resume: bool = False, decorate: Decorate | None 
         AlloraError: a setting, a row, a model or a directory that does not do; nothing is written then.
         Interrupted: a signal ended the run early; a checkpoint is there.
     """
-    check_optimizer(config)
     space = Workspace(config.output_dir)
     main = _is_main()
     if main:
@@ -125,7 +124,6 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     Returns:
         what `preflight.preflight` found.
     """
-    check_optimizer(config)
     space = Workspace(config.output_dir)
     space.check_free(config.overwrite)
     prepared = prepare(config, space, Interruption())
@@ -138,6 +136,7 @@ def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> 
     Raises:
         AlloraError: whatever does not do, explained.
     """
+    _check_machine(config)
     adapter_config = _adapter_config(config)
     path = locate(config.model)
     processor = load_processor(path, config.kind)
@@ -180,6 +179,18 @@ def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> 
     trainer.rule_metrics = lambda: _look_at_rule(trainer, run, bool(config.report_to))
     scorer = Scorer(config, trainer, processor, parts, examples, labels)
     return Prepared(config, processor, parts, scorer, trainer, run, frozen, labels)
+
+
+def _check_machine(config: RunConfig) -> None:
+    check_optimizer(config)
+    if config.dtype == "float16" and not torch.cuda.is_available():
+        raise ConfigError(
+            "float16 on a CPU: it is slow there, and gradients underflow",
+            where="--dtype", remedy="use float32, or bfloat16 to save memory",
+        )  # fmt: skip
+    for reporter in config.report_to:
+        if importlib.util.find_spec(reporter) is None:
+            raise ConfigError(f"{reporter} is not installed", where="--report-to", remedy=f"pip install {reporter}")
 
 
 def _adapter_config(config: RunConfig) -> Any:

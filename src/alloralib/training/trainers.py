@@ -108,8 +108,9 @@ class RunTrainer:
     def _stop(self, what: str) -> None:
         step = self.state.global_step + 1
         places = "; ".join(self.where(row) for row in self._rows[:4]) + (" ..." if len(self._rows) > 4 else "")
+        rows = ", ".join(str(row + 1) for row in self._rows)
         raise TrainingError(
-            f"{what} at step {step}; batch: rows {', '.join(str(row + 1) for row in self._rows)} of the training rows ({places})",
+            f"{what} at step {step}; its last batch: training rows {rows} ({places})",
             where="training",
             remedy="look at those rows, lower --learning-rate or --max-grad-norm, or use --dtype float32",
         )
