@@ -1,0 +1,74 @@
+"""Multiple choice: a prompt, the choices, and which of them is right."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import DataError, did_you_mean
+from .forms import Columns
+from .table import Table
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row. The model reads `prompt` and continues with one of `choices`; `answer` is the index of the right one."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+def questions(table: Table, columns: Columns) -> list[Question]:
+    """The rows of a multiple-choice table.
+
+    Choices are a list of texts, in a CSV cell a JSON list. The answer is the right choice's text or, as an integer, its
+    index from 0.
+
+    Raises:
+        DataError: a missing column, fewer than two choices, equal choices, or an answer that is none of them.
+    """
+    assert columns.prompt is not None
+    assert columns.choices is not None
+    assert columns.answer is not None
+    prompts = table.texts(columns.prompt, "prompt-column")
+    offered = table.column(columns.choices, "choices-column")
+    answers = table.column(columns.answer, "answer-column")
+    rows: list[Question] = []
+    for row, (prompt, cell, answer) in enumerate(zip(prompts, offered, answers, strict=True)):
+        choices = _choices(cell, table.where(row))
+        rows.append(Question(prompt, choices, _answer(answer, choices, table.where(row))))
+    return rows
+
+
+def _choices(cell: Any, where: str) -> tuple[str, ...]:
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"the choices are no JSON list: {error.msg}", where=where, remedy='write them as ["one choice", "another"]'
+            ) from None
+    if not isinstance(cell, list) or len(cell) < 2 or not all(isinstance(choice, str) and choice.strip() for choice in cell):
+        raise DataError(
+            f"at least two choices, each with text, are needed, not {str(cell)[:80]!r}",
+            where=where,
+            remedy='write them as ["one choice", "another"]',
+        )
+    if len(set(cell)) < len(cell):
+        raise DataError("two choices are the same", where=where, remedy="remove one of them")
+    return tuple(cell)
+
+
+def _answer(answer: Any, choices: tuple[str, ...], where: str) -> int:
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        return answer
+    if isinstance(answer, str) and answer in choices:
+        return choices.index(answer)
+    raise DataError(
+        f"the answer {answer!r} is none of the {len(choices)} choices",
+        where=where,
+        remedy="give the text of the right choice, or its index from 0 as a number; "
+        + did_you_mean(str(answer), [repr(choice)[1:-1] for choice in choices]),
+    )

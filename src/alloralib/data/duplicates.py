@@ -1,0 +1,70 @@
+"""When two rows are the same example.
+
+Two rows are the same where the model is shown the same: the text, the image, the question. What is to be learnt (label,
+answer) is no part of it. White space and case are ignored, since an uncased tokenizer sees neither and copies of a text on
+the web differ in just these.
+"""
+
+from __future__ import annotations
+
+import json
+
+from .chat import conversations
+from .choices import questions
+from .forms import Columns, Kind
+from .images import content_key, image_sources
+from .table import Table
+
+
+def normalised(text: str) -> str:
+    r"""A text without what is ignored.
+
+    >>> normalised("  Good\n Film ")
+    'good film'
+    """
+    return " ".join(text.casefold().split())
+
+
+def example_keys(kind: Kind, table: Table, columns: Columns) -> list[str]:
+    """A key per row, equal for rows that show the model the same; no key may stand in two parts of a run's data.
+
+    Of a conversation it is all that others than the assistant say; where nobody else does, all of it.
+
+    Raises:
+        DataError: a column or a part of a row is missing or malformed.
+    """
+    if kind == "image-classification":
+        assert columns.image is not None
+        return [content_key(source) for source in image_sources(table, columns.image)]
+    if kind == "multiple-choice":
+        return [_key(q.prompt, *q.choices) for q in questions(table, columns)]
+    if kind == "chat":
+        assert columns.messages is not None
+        keys: list[str] = []
+        for messages in conversations(table, columns.messages):
+            asked = [m for m in messages if m["role"] not in ("assistant", "system")]
+            keys.append(_key(*(f"{m['role']}: {m['content']}" for m in messages if m["role"] != "assistant" or not asked)))
+        return keys
+    shown = [part for part in ("text", "text_pair", "prompt") if getattr(columns, part) is not None]
+    texts = [table.texts(getattr(columns, part), f"{part.replace('_', '-')}-column") for part in shown]
+    return [_key(*row) for row in zip(*texts, strict=True)]
+
+
+def row_keys(kind: Kind, table: Table, columns: Columns) -> list[str]:
+    """A key per row, equal for rows of which training needs one only.
+
+    That is the example's key; but several completions of one prompt, or answers in one conversation, are several rows.
+    """
+    keys = example_keys(kind, table, columns)
+    if kind == "chat":
+        assert columns.messages is not None
+        learnt = [json.dumps(messages, sort_keys=True, default=str) for messages in conversations(table, columns.messages)]
+    elif columns.completion is not None:
+        learnt = table.texts(columns.completion, "completion-column")
+    else:
+        return keys
+    return [_key(key, answer) for key, answer in zip(keys, learnt, strict=True)]
+
+
+def _key(*texts: str) -> str:
+    return "\x1f".join(map(normalised, texts))

@@ -1,0 +1,97 @@
+"""Images of a table: found, checked, and turned into pixels when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .table import Table
+
+Source = dict[str, Any]  # {"bytes": encoded image or None, "path": file or None}, as datasets keeps images
+
+
+def image_sources(table: Table, column: str) -> list[Source]:
+    """Where the image of every row is.
+
+    A cell is a path (below the directory that was given, or beside the file that names it) or an encoded image, as Parquet
+    files and the hub have them.
+
+    Raises:
+        DataError: no such column, an empty cell, or a path without a file.
+    """
+    base = Path(table.source) if Path(table.source).is_dir() else Path(table.source).parent
+    found: list[Source] = []
+    for row, cell in enumerate(table.column(column, "image-column")):
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        if isinstance(content, bytes):
+            found.append({"bytes": content, "path": None})
+            continue
+        name = cell.get("path") if isinstance(cell, dict) else cell
+        if not isinstance(name, str) or not name:
+            raise DataError(
+                f"column {column!r} has no image but {str(cell)[:60]!r}",
+                where=table.where(row),
+                remedy="give a path or an encoded image, or name another --image-column",
+            )
+        path = base / name
+        if not path.is_file():
+            raise DataError(f"no such image file: {path}", where=table.where(row), remedy=f"paths are read from {base}")
+        found.append({"bytes": None, "path": str(path)})
+    return found
+
+
+def content_key(source: Source) -> str:
+    """The digest of an encoded image: equal for copies of a file, whatever their names."""
+    return hashlib.sha256(_encoded(source)).hexdigest()
+
+
+def open_image(source: Source) -> Any:
+    """A PIL image in RGB; transparency is dropped, grey becomes three equal channels."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(_encoded(source))) as image:
+        return image.convert("RGB")
+
+
+def check_images(table: Table, sources: list[Source]) -> None:
+    """Decode every image once, so that none fails in the middle of a run.
+
+    Raises:
+        DataError: a file that is no image, or is cut off.
+    """
+    from PIL import Image
+
+    for row, source in enumerate(sources):
+        try:
+            open_image(source)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises each of them
+            raise DataError(
+                f"not an image: {source['path'] or 'encoded bytes'} ({str(error).splitlines()[0][:80]})",
+                where=table.where(row),
+                remedy="open it in a viewer; replace or remove it",
+            ) from None
+
+
+class Pixels:
+    """A transform of `datasets`: the sources of a batch become pixel values.
+
+    Args:
+        processor: transformers' image processor; it is deterministic, there is no augmentation.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
+        """The columns of some rows, `pixel_values` as tensors: (3, H, W) float32 each."""
+        if "pixel_values" not in batch:
+            return batch
+        images = [open_image(source) for source in batch["pixel_values"]]
+        return batch | {"pixel_values": list(self.processor(images=images, return_tensors="pt")["pixel_values"])}
+
+
+def _encoded(source: Source) -> bytes:
+    return source["bytes"] if source["bytes"] is not None else Path(source["path"]).read_bytes()
