@@ -1,62 +1,162 @@
-"""A model's answers on held-out examples, in batches of similar length."""
+"""A model's answers on held-out examples, in batches of similar length: its classes, and its loss per token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from .metrics import Evaluation, classification_metrics, perplexity
 
 Tick = Callable[[int], object]  # told how many examples were done
+Collate = Callable[[list[Any]], Any]
+
+_FOR_THE_MODEL = (
+    *("input_ids", "attention_mask", "token_type_ids", "pixel_values", "labels"),
+    *("completion_mask", "assistant_masks"),  # what TRL's collator makes labels of
+)
 
 
-def batches(examples: Any, collate: Callable[[list[Any]], Any], batch_size: int) -> Iterator[tuple[list[int], Any]]:
-    """Row numbers and collated batch, longest first, so that rows of similar length share a batch."""
-    lengths = [len(ids) for ids in examples["input_ids"]]
+def longest_first(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Row numbers of each batch: similar lengths together, the batch that needs most memory first.
+
+    >>> list(longest_first([3, 9, 4], 2))
+    [[1, 2], [0]]
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        yield rows, collate([examples[i] for i in rows])
+        yield order[start : start + batch_size]
 
 
-@torch.inference_mode()
-def predict_classes(
-    model: Any, examples: Any, collate: Callable[[list[Any]], Any], batch_size: int, tick: Tick = lambda n: None
-) -> NDArray[np.int64]:
-    """The most probable class of every example: (N,), in the order of `examples`."""
+def batches(examples: Any, collate: Collate, batch_size: int) -> Iterator[tuple[list[int], Any]]:
+    """Row numbers and collated batch; examples without tokens (images) keep their order."""
+    named = "input_ids" in examples.column_names
+    lengths = [len(ids) for ids in examples["input_ids"]] if named else [0] * len(examples)
+    for rows in longest_first(lengths, batch_size):
+        chosen = (examples[i] for i in rows)
+        yield rows, collate([{k: v for k, v in example.items() if k in _FOR_THE_MODEL} for example in chosen])
+
+
+@contextmanager
+def answering(model: Any) -> Iterator[None]:
+    """The model in evaluation mode and without gradients; its mode is restored whatever happens."""
     was_training = model.training
     model.eval()
-    predicted = np.zeros(len(examples), dtype=np.int64)
-    for rows, batch in batches(examples, collate, batch_size):
-        batch = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
-        predicted[rows] = model(**batch).logits.argmax(dim=-1).cpu().numpy()
-        tick(len(rows))
-    model.train(was_training)
-    return predicted
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
 
 
-@torch.inference_mode()
-def token_loss(
-    model: Any, examples: Any, collate: Callable[[list[Any]], Any], batch_size: int, tick: Tick = lambda n: None
-) -> tuple[float, int]:
-    """Mean cross-entropy in nats per predicted token, and the number of those tokens.
+def nothing(done: int) -> None:
+    """A tick that tells nobody."""
 
-    Tokens with label -100 (padding, prompts) are not counted; every other one counts the same, in whatever batch.
+
+def classify(
+    model: Any, examples: Any, collate: Collate, names: Sequence[str], batch_size: int, tick: Tick = nothing
+) -> Evaluation:
+    """The most probable class of every example, text or image.
+
+    Args:
+        model: with `logits` of shape (batch, classes).
+        examples: a `datasets.Dataset` with input_ids or pixel_values, `labels` (class index), and `row` where the items
+            are to carry the row's number in its table.
+        collate: from examples to tensors.
+        names: of the classes, in the order of the logits.
+
+    Returns:
+        accuracy, accuracy_low, accuracy_high, macro_f1, balanced_accuracy and loss (nats per example); items with row,
+        predicted, truth, probability (of the predicted class), correct.
     """
-    was_training = model.training
-    model.eval()
-    total, count = 0.0, 0
-    for rows, batch in batches(examples, collate, batch_size):
-        batch = {k: v.to(model.device) for k, v in batch.items()}
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch).logits[:, :-1]
-        losses = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=-100, reduction="sum"
-        )
-        total += losses.item()
-        count += int((labels != -100).sum())
-        tick(len(rows))
-    model.train(was_training)
-    return total / max(count, 1), count
+    count = len(examples)
+    predicted, truth = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+    probability, loss = np.zeros(count), np.zeros(count)
+    with answering(model):
+        for rows, batch in batches(examples, collate, batch_size):
+            batch = {k: v.to(model.device) for k, v in batch.items()}
+            labels = batch.pop("labels")
+            logits = model(**batch).logits.float()
+            top = logits.softmax(dim=-1).max(dim=-1)
+            predicted[rows], probability[rows] = top.indices.cpu().numpy(), top.values.cpu().numpy()
+            truth[rows] = labels.cpu().numpy()
+            loss[rows] = cross_entropy(logits, labels, reduction="none").cpu().numpy()
+            tick(len(rows))
+    metrics = classification_metrics(predicted, truth, len(names)) | {"loss": float(loss.mean())}
+    items = [
+        {
+            "row": row,
+            "predicted": names[predicted[i]],
+            "truth": names[truth[i]],
+            "probability": float(probability[i]),
+            "correct": bool(predicted[i] == truth[i]),
+        }
+        for i, row in enumerate(row_numbers(examples))
+    ]
+    return Evaluation(metrics, items)
+
+
+def language_loss(model: Any, examples: Any, collate: Collate, batch_size: int, tick: Tick = nothing) -> Evaluation:
+    """Cross-entropy in nats of the tokens that are learnt.
+
+    Tokens with label -100 (padding, prompts) are not counted; every other one counts the same, in whatever batch. Logits
+    are made only where some row of the batch has a label, if the model can leave the others out.
+
+    Args:
+        model: with `logits` of shape (batch, length, vocabulary), position t predicting token t + 1.
+        examples: a `datasets.Dataset` with input_ids, labels (or what the collator makes them of), and perhaps `row`.
+
+    Returns:
+        loss (per token), perplexity, tokens; items with row, loss (per token of that row, None where it has none), tokens.
+    """
+    totals, counts = np.zeros(len(examples)), np.zeros(len(examples), dtype=np.int64)
+    selects = takes(model, "logits_to_keep")
+    with answering(model):
+        for rows, batch in batches(examples, collate, batch_size):
+            batch = {k: v.to(model.device) for k, v in batch.items()}
+            labels = batch.pop("labels")[:, 1:]
+            keep = (labels != -100).any(dim=0).nonzero().squeeze(1)
+            if len(keep):
+                logits = model(**batch, logits_to_keep=keep).logits if selects else model(**batch).logits[:, keep]
+                for i, row in enumerate(rows):  # row by row: the float32 copy of all logits could be gigabytes
+                    wanted = labels[i, keep] != -100
+                    losses = cross_entropy(logits[i, wanted].float(), labels[i, keep][wanted], reduction="sum")
+                    totals[row], counts[row] = losses.item(), int(wanted.sum())
+            tick(len(rows))
+    tokens = int(counts.sum())
+    loss = float(totals.sum() / max(tokens, 1))
+    items = [
+        {"row": row, "loss": float(totals[i] / counts[i]) if counts[i] else None, "tokens": int(counts[i])}
+        for i, row in enumerate(row_numbers(examples))
+    ]
+    return Evaluation({"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}, items)
+
+
+def row_numbers(examples: Any) -> list[int]:
+    """The number of each example's row in its table; its place where the examples do not say."""
+    return list(examples["row"]) if "row" in examples.column_names else list(range(len(examples)))
+
+
+def takes(model: Any, argument: str) -> bool:
+    """Whether the model below the adapter has an argument of that name."""
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return argument in inspect.signature(bare.forward).parameters
+
+
+def predict_classes(model: Any, examples: Any, collate: Collate, batch_size: int, tick: Tick = nothing) -> NDArray[np.int64]:
+    """The most probable class of every example: (N,), in the order of `examples`."""
+    names = [str(i) for i in range(model.config.num_labels)]
+    items = classify(model, examples, collate, names, batch_size, tick).items
+    return np.asarray([int(item["predicted"]) for item in items], dtype=np.int64)
+
+
+def token_loss(model: Any, examples: Any, collate: Collate, batch_size: int, tick: Tick = nothing) -> tuple[float, int]:
+    """Mean cross-entropy in nats per predicted token, and the number of those tokens."""
+    metrics = language_loss(model, examples, collate, batch_size, tick).metrics
+    return metrics["loss"], int(metrics["tokens"])

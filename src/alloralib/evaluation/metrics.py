@@ -1,11 +1,27 @@
-"""Numbers taken from answers: accuracy with its interval, macro-F1, perplexity. numpy at most."""
+"""Numbers taken from answers: accuracy with its interval, macro-F1, exact match, perplexity. numpy at most."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of asking a model.
+
+    Attributes:
+        metrics: by name; `accuracy_low` and `accuracy_high` are the ends of the 95 % interval of `accuracy`.
+        items: one per row, in the order of the rows, each with `row` (0-based) and what the model answered.
+    """
+
+    metrics: dict[str, float]
+    items: list[dict[str, Any]]
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -20,30 +36,86 @@ def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> t
     centre = p + z * z / (2 * total)
     half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     low, high = (centre - half) / (1 + z * z / total), (centre + half) / (1 + z * z / total)
-    return max(low, 0.0), min(high, 1.0)
+    return min(max(low, 0.0), p), max(min(high, 1.0), p)  # round-off must not put p outside
+
+
+def share(name: str, correct: Sequence[bool]) -> dict[str, float]:
+    """A share of right answers under `name`, with its 95 % interval; 0 of 0 is 0, in [0, 1].
+
+    >>> {key: round(value, 3) for key, value in share("accuracy", [True, True, False]).items()}
+    {'accuracy': 0.667, 'accuracy_low': 0.208, 'accuracy_high': 0.939}
+    """
+    right, total = sum(map(bool, correct)), len(correct)
+    low, high = wilson_interval(right, total)
+    return {name: right / max(total, 1), f"{name}_low": low, f"{name}_high": high}
 
 
 def classification_metrics(predicted: NDArray[np.int64], truth: NDArray[np.int64], classes: int) -> dict[str, float]:
-    """Accuracy with its 95 % interval, and F1 averaged over the classes that occur in either array.
+    """Accuracy with its 95 % interval, macro-F1 and balanced accuracy.
+
+    Macro-F1 averages over the classes that occur in either array, balanced accuracy (the mean recall) over those that
+    occur in `truth`.
 
     Args:
         predicted, truth: (N,), class indices.
         classes: number of classes.
     """
-    correct = int((predicted == truth).sum())
-    low, high = wilson_interval(correct, len(truth))
-    scores: list[float] = []
-    for c in range(classes):
-        hits = int(((predicted == c) & (truth == c)).sum())
-        both = int((predicted == c).sum()) + int((truth == c).sum())
-        if both:
-            scores.append(2 * hits / both)
+    table = np.zeros((classes, classes), dtype=np.int64)  # row: truth, column: predicted
+    np.add.at(table, (truth, predicted), 1)
+    hits, true, said = table.diagonal(), table.sum(axis=1), table.sum(axis=0)
+    either, there = true + said > 0, true > 0
     return {
-        "accuracy": correct / len(truth),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "macro_f1": float(np.mean(scores)),
+        **share("accuracy", (predicted == truth).tolist()),
+        "macro_f1": float(np.mean(2 * hits[either] / (true + said)[either])) if either.any() else 0.0,
+        "balanced_accuracy": float(np.mean(hits[there] / true[there])) if there.any() else 0.0,
     }
+
+
+def normalise(text: str) -> str:
+    """Text as `exact_match` compares it: case folded, every run of white space one space, none at the ends.
+
+    >>> normalise("  The  Eagle\\n")
+    'the eagle'
+    """
+    return " ".join(text.casefold().split())
+
+
+def exact_match(answers: Sequence[str], references: Sequence[str | Sequence[str]]) -> Evaluation:
+    """The share of answers that equal a reference, after `normalise`, with its 95 % interval.
+
+    Args:
+        answers: (N,).
+        references: (N,), each a text or several, one of which is enough.
+    """
+    items: list[dict[str, Any]] = []
+    for row, (answer, given) in enumerate(zip(answers, references, strict=True)):
+        accepted = [given] if isinstance(given, str) else list(given)
+        correct = normalise(answer) in {normalise(reference) for reference in accepted}
+        items.append({"row": row, "answer": answer, "references": accepted, "correct": correct})
+    return Evaluation(share("exact_match", [item["correct"] for item in items]), items)
+
+
+def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> dict[str, float]:
+    """What changed between two sets of answers to the same questions: McNemar's table and his exact test.
+
+    Args:
+        before, after: (N,), whether each answer was right.
+
+    Returns:
+        counts `both_right`, `both_wrong`, `only_before`, `only_after`; `difference` of the shares; `p_value`, two-sided,
+        of the binomial test that a change goes either way with equal chance (McNemar 1947).
+
+    >>> paired_difference([True, False, False, False], [True, True, True, False])["p_value"]
+    0.5
+    """
+    table = {"both_right": 0, "both_wrong": 0, "only_before": 0, "only_after": 0}
+    for b, a in zip(before, after, strict=True):
+        table["both_right" if a and b else "only_after" if a else "only_before" if b else "both_wrong"] += 1
+    fewer, changed = min(table["only_before"], table["only_after"]), table["only_before"] + table["only_after"]
+    tail = sum(math.comb(changed, k) for k in range(fewer + 1)) * 2
+    p_value = min(1.0, tail / 2**changed) if changed else 1.0  # whole numbers: exact, and no overflow
+    difference = (table["only_after"] - table["only_before"]) / max(len(before), 1)
+    return {**table, "difference": difference, "p_value": p_value}
 
 
 def perplexity(mean_loss: float) -> float:

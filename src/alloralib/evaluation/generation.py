@@ -1,0 +1,111 @@
+"""Answers as text: prompts to tokens, greedy or sampled continuations, in left-padded batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from ..errors import DataError, ModelError
+from .answers import Tick, answering, longest_first, nothing
+
+Prompt = str | Sequence[dict[str, Any]]
+"""A text to go on from, or a conversation that the assistant is to answer."""
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """The tokens a model sees before it answers.
+
+    A text is tokenised as in training (the tokenizer's own special tokens in front, none behind); a conversation is
+    rendered by the model's chat template, with the opening of the assistant's turn.
+
+    Raises:
+        ModelError: a conversation, and the tokenizer has no chat template.
+        DataError: a prompt without a token.
+    """
+    if isinstance(prompt, str):
+        ids: list[int] = tokenizer(prompt)["input_ids"]
+        while ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id) and not _written(tokenizer, prompt, ids[-1]):
+            ids = ids[:-1]  # a tokenizer that closes every text: nothing follows an end
+    else:
+        if not tokenizer.chat_template:
+            raise ModelError(
+                "the tokenizer has no chat template, which a conversation needs",
+                remedy="give plain text, or a model with a chat template (an instruct model)",
+            )
+        ids = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True)[
+            "input_ids"
+        ]
+    if not ids:
+        raise DataError(f"the prompt {prompt!r} becomes no token at all", remedy="give a prompt with some text")
+    return ids
+
+
+def _written(tokenizer: Any, text: str, token: int) -> bool:
+    return text.rstrip().endswith(tokenizer.convert_ids_to_tokens(token))
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: end of text, and what the chat template closes the assistant's turn with."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "answer"}]
+        text: str = tokenizer.apply_chat_template(turn, tokenize=False)
+        after = tokenizer(text.rpartition("answer")[2], add_special_tokens=False)["input_ids"]
+        ends |= {token for token in after[:1] if token in tokenizer.all_special_ids}
+    return sorted(token for token in ends if token is not None)
+
+
+def generate_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    temperature: float = 0.0,
+    seed: int = 0,
+    tick: Tick = nothing,
+) -> list[str]:
+    """What the model goes on to say after each prompt, in the order of the prompts.
+
+    Args:
+        prompts: texts or conversations, see `encode_prompt`.
+        max_new_tokens: an answer is cut there if it has not ended.
+        temperature: 0 takes the most probable token at every step; above it tokens are drawn, after `seed`.
+
+    Returns:
+        the answers, without special tokens; white space at their ends is kept.
+    """
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    ends = end_tokens(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
+    sampling: dict[str, Any] = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=temperature > 0, eos_token_id=ends or None, pad_token_id=pad, **sampling
+    )
+    answers = [""] * len(encoded)
+    with answering(model), torch.random.fork_rng(devices=_devices(model)):
+        torch.manual_seed(seed)
+        for rows in longest_first([len(ids) for ids in encoded], batch_size):
+            ids, mask = left_padded([encoded[i] for i in rows], pad, model.device)
+            said = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1] :]
+            for row, text in zip(rows, tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):
+                answers[row] = text
+            tick(len(rows))
+    return answers
+
+
+def _devices(model: Any) -> list[int]:
+    return [model.device.index or 0] if model.device.type == "cuda" else []
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, (len(rows), longest), the last token of every row in the last column."""
+    width = max(len(ids) for ids in rows)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask

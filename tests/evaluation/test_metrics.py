@@ -1,0 +1,77 @@
+"""Metrics against scikit-learn and scipy, and the edges they have."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+
+from alloralib.evaluation.metrics import (
+    classification_metrics,
+    exact_match,
+    paired_difference,
+    perplexity,
+    share,
+    wilson_interval,
+)
+
+pairs = st.integers(2, 6).flatmap(
+    lambda k: st.tuples(st.just(k), st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), min_size=1, max_size=40))
+)
+
+
+@given(pairs)
+def test_classification_metrics_agree_with_scikit_learn(case) -> None:
+    classes, answers = case
+    predicted, truth = (np.asarray(column, dtype=np.int64) for column in zip(*answers, strict=True))
+    ours = classification_metrics(predicted, truth, classes)
+    assert ours["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
+    assert ours["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro", zero_division=0))
+    recalls = [np.mean(predicted[truth == c] == c) for c in set(truth.tolist())]
+    assert ours["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    if len(set(truth.tolist())) > 1 and set(predicted.tolist()) <= set(truth.tolist()):  # scikit-learn warns otherwise
+        assert ours["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted))
+    assert 0 <= ours["accuracy_low"] <= ours["accuracy"] <= ours["accuracy_high"] <= 1
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_wilson_is_where_the_score_test_rejects(correct: int, wrong: int) -> None:
+    """The ends of the interval are the p at which |p^ - p| is z standard errors at p."""
+    total, z = correct + wrong, 1.959963984540054
+    low, high = wilson_interval(correct, total)
+    if total == 0:
+        assert (low, high) == (0, 1)
+        return
+    for p in (low, high):
+        if p not in (0, 1, correct / total):
+            assert abs(correct / total - p) == pytest.approx(z * math.sqrt(p * (1 - p) / total), abs=1e-9)
+
+
+def test_exact_match_folds_case_and_space_and_takes_any_reference() -> None:
+    said = exact_match([" The  EAGLE\n", "eagle", "Eagle."], ["the eagle", ["a bird", "Eagle"], "eagle"])
+    assert [item["correct"] for item in said.items] == [True, True, False]
+    assert said.metrics == share("exact_match", [True, True, False])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=30))
+def test_paired_difference(answers) -> None:
+    before, after = [b for b, _ in answers], [a for _, a in answers]
+    found = paired_difference(before, after)
+    changed = found["only_before"] + found["only_after"]
+    assert sum(found[k] for k in ("both_right", "both_wrong", "only_before", "only_after")) == len(answers)
+    if answers:
+        assert found["difference"] == pytest.approx(np.mean(after) - np.mean(before))
+    if changed:
+        from scipy.stats import binomtest
+
+        assert found["p_value"] == pytest.approx(binomtest(int(found["only_after"]), int(changed)).pvalue)
+    else:
+        assert found["p_value"] == 1
+    assert paired_difference(after, before)["p_value"] == found["p_value"]
+
+
+def test_perplexity_does_not_overflow() -> None:
+    assert perplexity(800.0) == math.inf
+    assert perplexity(0.0) == 1
