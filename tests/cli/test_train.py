@@ -71,7 +71,7 @@ def test_classification(base, tmp_path, capsys) -> None:
     assert [entry["step"] for entry in record.history] == list(range(1, 31))
     assert all(math.isfinite(entry["loss"]) and entry["tokens"] > 0 for entry in record.history)
     assert record.data["labels"] == ["neg", "pos"]
-    assert record.data["train"]["rows"] + record.data["evaluation"]["rows"] + record.data["duplicates_removed"] == 60
+    assert record.data["train"]["rows"] + record.data["test"]["rows"] + sum(record.data["removed"].values()) == 60
     assert not [name for name in contents(tmp_path) if name.startswith(".run")]
     model = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "run", num_labels=2)
     assert model.num_labels == 2
@@ -84,7 +84,7 @@ def test_causal_lm(base, tmp_path, columns: dict) -> None:
     metrics = RunRecord.read(tmp_path / "run" / "record.json").metrics
     assert metrics["after"]["loss"] < metrics["before"]["loss"] - 0.05
     assert metrics["after"]["perplexity"] == pytest.approx(math.exp(metrics["after"]["loss"]))
-    rows = RunRecord.read(tmp_path / "run" / "record.json").data["evaluation"]["rows"]
+    rows = RunRecord.read(tmp_path / "run" / "record.json").data["test"]["rows"]
     if "prompt_column" in columns:  # the answer and the end of text count, the prompt does not
         assert metrics["after"]["tokens"] == 2 * rows
 
@@ -155,14 +155,14 @@ def test_the_recorded_command_does_the_run_again(base, tmp_path) -> None:
     assert weights(tmp_path) == first
 
 
-def test_separate_evaluation_data(base, tmp_path, reviews) -> None:
+def test_separate_test_data(base, tmp_path, reviews) -> None:
     lines = reviews.read_text().splitlines()
     held = tmp_path / "held.csv"
     held.write_text("\n".join(lines[:11]) + "\n")
     assert main(with_(base, test_share=None, test_data=held)) == 0
     data = RunRecord.read(tmp_path / "run" / "record.json").data
-    assert data["evaluation"]["rows"] == 10
-    assert data["train"]["rows"] + data["duplicates_removed"] == 60
+    assert data["test"]["rows"] == 10
+    assert data["train"]["rows"] + sum(data["removed"].values()) == 60
 
 
 def test_json_output(base, capsys) -> None:
@@ -190,7 +190,10 @@ MISTAKES = {
     "label column": ({"label_column": "lable"}, r"no column 'lable'[\s\S]*did you mean 'label'"),
     "text column": ({"text_column": "txt"}, r"no column 'txt'[\s\S]*did you mean 'text'"),
     "one of prompt and completion": ({"task": "causal-lm", "prompt_column": "prompt"}, "go together"),
-    "label with causal-lm": ({"task": "causal-lm", "label_column": "label"}, "label_column is for task classification"),
+    "label with causal-lm": (
+        {"task": "causal-lm", "label_column": "label"},
+        "--label-column has no meaning for task causal-lm",
+    ),
     "two lengths": ({"epochs": 1}, "epochs and max_steps"),
     "two evaluations": ({"test_data": "x.csv"}, "test_data and test_share"),
     "data": ({"data": "rewiews.csv"}, "no such file"),
@@ -222,7 +225,7 @@ def test_bad_rows(base, tmp_path, capsys, name: str, monkeypatch) -> None:
     data = tmp_path / "bad.csv"
     data.write_text(content)
     if name == "no tokens":  # a word-level tokenizer has a token for everything: this one drops invisible characters
-        monkeypatch.setattr("alloralib.training.run.load_tokenizer", dropping(base))
+        monkeypatch.setattr("alloralib.training.models.load_tokenizer", dropping(base))
     refused(with_(base, data=data), tmp_path, capsys, match)
 
 
@@ -236,11 +239,11 @@ def dropping(base):
     return lambda path: tokenizer
 
 
-def test_unknown_label_in_the_evaluation_data(base, tmp_path, capsys) -> None:
+def test_unknown_label_in_the_test_data(base, tmp_path, capsys) -> None:
     held = tmp_path / "held.csv"
     held.write_text("text,label\ngood film,pos\nbad film,mixed\n")
     words = with_(base, test_share=None, test_data=held)
-    refused(words, tmp_path, capsys, r"row 2 \(line 3\).*'mixed' does not stand in the training data")
+    refused(words, tmp_path, capsys, r"row 2 \(line 3\).*'mixed' is none of the 2 classes trained on")
 
 
 def test_a_directory_that_holds_no_model(base, tmp_path, capsys) -> None:

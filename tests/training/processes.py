@@ -21,7 +21,8 @@ class Strike:
     Attributes:
         module, name: the function, `module.name` (name may be `Class.method`).
         call: counted from 1.
-        when: "before", "after", or "torn": the call is done, and the file that it wrote is cut in half.
+        when: "before", "after"; "torn": the call is done, and the file that it wrote is cut in half; "instead": nothing is
+            hit, and no call of the function does anything.
         signal: what hits.
     """
 
@@ -47,6 +48,8 @@ class Strike:
 
         def struck(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
+            if self.when == "instead":
+                return None
             calls += 1
             if calls == self.call and self.when == "before":
                 os.kill(os.getpid(), self.signal)

@@ -59,14 +59,16 @@ def test_the_record_keeps_what_the_rule_did(base, tmp_path) -> None:  # noqa: F8
 
 
 def test_best_weights_are_those_of_the_lowest_validation_loss(base, tmp_path) -> None:  # noqa: F811
-    """A learning rate that wrecks the model after a while: the last weights are not the best."""
-    words = with_(base, validation_share=0.3, evaluate_every=1, max_steps=12, learning_rate=0.3, schedule="constant", warmup=0)
+    """Validation rows with the labels the wrong way round: what is learnt makes their loss worse."""
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text("text,label\nvery good music,neg\nvery bad music,pos\nthe great ending,neg\nan awful ending,pos\n")
+    words = with_(base, validation_data=wrong, evaluate_every=1, max_steps=24, learning_rate=0.02)
     assert main(words) == 0
     kept = record(tmp_path)
     losses = [entry["loss"] for entry in kept.validation["history"]]
     best = kept.validation["best_step"]
     assert losses[best - 1] == min(losses)
-    assert best < 12, "the test needs a run that gets worse"
+    assert best < 24, "the test needs a run that gets worse"
     weights = load_file(tmp_path / "run" / "adapter_model.safetensors")
     assert main([*with_(words, max_steps=best), "--overwrite"]) == 0
     again = load_file(tmp_path / "run" / "adapter_model.safetensors")

@@ -16,7 +16,7 @@ CHECKPOINTS = "alloralib.training.checkpoints"
 RUN = "alloralib.training.run"
 WORKSPACE = "alloralib.training.workspace"
 
-# 12 steps in 3 epochs of 4 (two forward passes each), a checkpoint every 2 steps and a look at the validation rows every 3
+# 15 steps in 3 epochs of 5 (two forward passes each), a checkpoint every 2 steps and a look at the validation rows every 3
 KILLED = [
     Strike(RUN, "prepare"),
     Strike(RUN, "preflight", when="after"),
@@ -39,7 +39,7 @@ KILLED = [
     Strike("alloralib.training.scores", "Scorer.test", 2),
     Strike(RUN, "RunRecord.write"),
     Strike(RUN, "RunRecord.write", when="after"),
-    Strike(WORKSPACE, "Path.rename", 7),
+    Strike(WORKSPACE, "Path.rename", 9),  # after those of eight checkpoints
     Strike(WORKSPACE, "Workspace.publish", when="after"),
 ]
 
@@ -72,7 +72,7 @@ def uninterrupted(words, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("uninterrupted") / "run"
     assert run(at(words, directory)) == 0
     record = RunRecord.read(directory / "record.json")
-    assert [entry["step"] for entry in record.history] == list(range(1, 13))
+    assert [entry["step"] for entry in record.history] == list(range(1, 16))
     return directory
 
 
@@ -98,12 +98,23 @@ def test_killed_and_resumed_ends_bit_identical(words, uninterrupted, tmp_path, s
     assert {p.name for p in tmp_path.iterdir()} <= {"run", "log"}
 
 
+@pytest.mark.parametrize("forgotten", ["load_random", "load_optimizer", "load_model", "BucketSampler.set_epoch"])
+def test_the_test_above_can_fail(words, uninterrupted, tmp_path, forgotten: str) -> None:
+    """A resume that forgets one thing ends with another adapter."""
+    directory = tmp_path / "run"
+    assert run(at(words, directory), Strike(TRAINER, "Trainer.training_step", 14)) == -signal.SIGKILL
+    broken = Strike("alloralib.training.trainers", forgotten, when="instead")
+    assert run(["train", "--resume", "--output-dir", str(directory)], broken) == 0
+    name = "adapter_model.safetensors"
+    assert (directory / name).read_bytes() != (uninterrupted / name).read_bytes()
+
+
 def test_killed_while_it_replaces_a_run(words, uninterrupted, tmp_path) -> None:
     """The old run is not lost before the new one stands in its place."""
     directory = tmp_path / "run"
     shutil.copytree(uninterrupted, directory)
     (directory / "mine").write_text("of the old run")
-    assert run([*at(words, directory), "--overwrite"], Strike(WORKSPACE, "Path.rename", 8)) == -signal.SIGKILL
+    assert run([*at(words, directory), "--overwrite"], Strike(WORKSPACE, "Path.rename", 10)) == -signal.SIGKILL
     assert (tmp_path / "run.replaced" / "mine").exists()
     assert run(["train", "--resume", "--output-dir", str(directory)]) == 0
     assert_same(directory, uninterrupted)

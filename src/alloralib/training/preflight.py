@@ -63,8 +63,9 @@ def report(config: RunConfig, found: dict[str, Any]) -> str:
             lines.append("                 (what stands between ⟦ and ⟧ is learnt)")
     if "tokens" in data:
         lines.append(
-            f"  an epoch       {data['rows']:,} rows, {data['tokens']:,} tokens, {data['trained_tokens']:,} of them learnt; "
-            f"padding adds {data['padding_share']:.1%}"
+            f"  an epoch       {data['rows']:,} rows, {data['tokens']:,} tokens"
+            + (f", {data['trained_tokens']:,} of them learnt" if "trained_tokens" in data else "")
+            + f"; padding adds {data['padding_share']:.1%}"
         )
     else:
         lines.append(f"  an epoch       {data['rows']:,} rows")
@@ -139,13 +140,13 @@ def _data(config: RunConfig, trainer: Any) -> dict[str, Any]:
         batch = [lengths[i] for i in order[start : start + config.batch_size]]
         padded += max(batch) * len(batch)
     tokens = sum(lengths)
-    learnt = tokens
+    learnt = {}
     if config.is_language:
-        learnt = sum(label != IGNORED for row in dataset["labels"] for label in row)
+        learnt = {"trained_tokens": sum(label != IGNORED for row in dataset["labels"] for label in row)}
     return {
         "rows": len(dataset),
         "tokens": tokens,
-        "trained_tokens": learnt,
+        **learnt,
         "padded_tokens": padded,
         "padding_share": padded / tokens - 1,
         "longest": max(lengths),

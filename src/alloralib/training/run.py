@@ -8,6 +8,7 @@ import importlib.util
 import json
 import platform
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -124,10 +125,10 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     Returns:
         what `preflight.preflight` found.
     """
-    space = Workspace(config.output_dir)
-    space.check_free(config.overwrite)
-    prepared = prepare(config, space, Interruption())
-    return preflight(config, prepared.trainer, prepared.processor, _steps(prepared.trainer))
+    Workspace(config.output_dir).check_free(config.overwrite)
+    with tempfile.TemporaryDirectory() as scratch:  # the trainer makes its directory as soon as it is built
+        prepared = prepare(config, Workspace(scratch), Interruption())
+        return preflight(config, prepared.trainer, prepared.processor, _steps(prepared.trainer))
 
 
 def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> Prepared:

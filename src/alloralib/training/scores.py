@@ -7,7 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..data.examples import label_names, labels, majority_share
+from ..data.choices import questions
+from ..data.labels import label_names, labels, majority_share
 from ..data.parts import Parts
 from ..data.registry import REGISTRY
 from ..data.table import Table
@@ -49,7 +50,7 @@ class Scorer:
 
     def _score(self, table: Table, name: str, title: str, *, full: bool) -> Evaluation:
         examples, model, size = self.examples[name], self.trainer.model, self.config.batch_size
-        collate = _without_rows(self.trainer.data_collator)
+        collate = self.trainer.plain_collator
         chooses = full and self.config.task == "multiple-choice"
         total = len(examples) + (len(table) if chooses else 0)
         with tqdm(
@@ -60,10 +61,10 @@ class Scorer:
             scored = language_loss(model, examples, collate, size, bar.update)
             if not chooses:
                 return scored
-            columns = self.config.columns
+            asked = questions(table, self.config.columns)
             chosen = choose(
-                model, self.processor, table.columns[columns.prompt or ""], table.columns[columns.choices or ""],
-                table.columns[columns.answer or ""], batch_size=size, tick=bar.update,
+                model, self.processor, [q.prompt for q in asked], [q.choices for q in asked], [q.answer for q in asked],
+                batch_size=size, tick=bar.update,
             )  # fmt: skip
             return Evaluation(scored.metrics | chosen.metrics, chosen.items)
 
@@ -78,11 +79,3 @@ def describe_labels(config: RunConfig, parts: Parts) -> list[str]:
     if known is not None and known.labels:
         return list(known.labels)
     return label_names(parts.train, config.columns.label or "label")
-
-
-def _without_rows(collate: Any) -> Any:
-    def collated(examples: list[Any]) -> Any:
-        batch = collate(examples)
-        return {key: value for key, value in batch.items() if key != "row"}
-
-    return collated

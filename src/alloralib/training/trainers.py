@@ -59,6 +59,7 @@ class RunTrainer:
     """What our two trainers share; in front of transformers' class.
 
     Attributes:
+        plain_collator: without the row numbers, for evaluation.
         run: the part of the state that the run itself keeps (history, best weights), set after construction.
         validate: the validation metrics of the model as it is, with a key `loss`; None without validation rows.
         where: how to find training row i again, for errors.
@@ -67,6 +68,7 @@ class RunTrainer:
     """
 
     interrupted = False
+    plain_collator: Callable[[list[Any]], Any]
     run: RunState
     validate: Callable[[], dict[str, float]] | None
     where: Callable[[int], str]
@@ -158,12 +160,10 @@ class LanguageTrainer(RunTrainer, SFTTrainer):
 
 
 def with_rows(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
-    """A collator that also hands on the examples' row numbers."""
+    """A collator that hands on the examples' row numbers, which `collate` itself leaves out."""
 
     def collated(examples: list[Any]) -> Any:
-        rows = [example["row"] for example in examples]
-        batch = collate([{key: value for key, value in example.items() if key != "row"} for example in examples])
-        return {**batch, "row": torch.tensor(rows)}
+        return {**collate(examples), "row": torch.tensor([example["row"] for example in examples])}
 
     return collated
 
@@ -240,6 +240,7 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     if config.is_language:
         trainer.train_dataset = tokenised(trainer.train_dataset)
+    trainer.plain_collator = trainer.data_collator
     trainer.data_collator = with_rows(trainer.data_collator)
     return trainer
 
