@@ -1,232 +1,27 @@
-"""From configuration to layers: PEFT's LoRA layers, taught the rule.
+"""From configuration to layers: which of ours goes in place of which module, and which modules are refused.
 
-Each class here is PEFT's own layer of the same name with two changes: an adapter whose configuration is an
-`AlloraConfig` gets our variant, whether it is the layer's first or its fifth, and alpha/r is 1 for it. `Linear` also
-fuses the frozen layer and the adapter into one autograd node where nothing else is going on.
-
-Foreign private API used here: the LoRA layer classes of `peft.tuners.lora.layer`, their `update_layer`,
-`resolve_lora_variant` and `lora_variant`, and the names under which transformers marks tensor-parallel layers.
+Foreign private API used here: the LoRA layer classes of `peft.tuners.lora.layer`, by which `adopt` knows them, and
+`LoraModel._create_and_replace`, through which every adapter of every layer goes.
 """
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import Any
 
-import torch
+from peft.tuners.lora import LoraModel
 from peft.tuners.lora import layer as peft_layers
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import LayerError
-from ..ops.conv import expand_groups
-from ..ops.delta import lora_delta
-from ..ops.linear import lora_linear
-from ..ops.scale import row_norms
-from . import update
+from . import quantised
 from .config import AlloraConfig
-from .variants import AlloraVariant, ConvVariant, EmbeddingVariant, LinearVariant
+from .layers import AlloraLayer, Conv1d, Conv2d, Conv3d, Embedding, Linear, ParamWrapper, check_base
 
-# A plain class at run time: with PEFT's abstract base in front, Python could not reassign `__class__` in `adopt`.
-_LoraLayer = peft_layers.LoraLayer if TYPE_CHECKING else object
-
-
-class AlloraLayer(_LoraLayer):
-    """What our layer types share. An adapter with a stock `LoraConfig` is PEFT's own LoRA on them, DoRA and all."""
-
-    variant_class: type[AlloraVariant]
-    in_features: int
-    out_features: int
-    lora_A: Any  # ModuleDict by adapter name
-    lora_B: Any
-
-    def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> Any:
-        if isinstance(config, AlloraConfig):
-            return self.variant_class.of(config)
-        return super().resolve_lora_variant(config=config, **kwargs)
-
-    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
-        if isinstance(config, AlloraConfig):
-            check_base(self.get_base_layer(), kwargs.get("target_name", ""))
-            if kwargs.get("tied_adapter"):
-                raise LayerError(
-                    "ensure_weight_tying=True shares one adapter between the embedding and the output layer, whose rows "
-                    "are different features: the rule is not defined there",
-                    remedy="target only one of the two layers, or set ensure_weight_tying=False",
-                )
-            lora_alpha = r
-            if r > min(self.in_features, self.out_features):
-                warnings.warn(
-                    f"r={r} is more than the smaller side of a {self.out_features} x {self.in_features} layer; the rank of BA "
-                    "cannot exceed that side",
-                    stacklevel=2,
-                )
-        super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # pyright: ignore[reportAttributeAccessIssue] (nn.Module's)
-        if any(getattr(v, "apply_to", None) == "update" for v in self.lora_variant.values()):
-            update.track(self)  # a deep copy of a tracked layer is tracked
-
-    def adapter_parameters(self, name: str) -> tuple[Tensor, Tensor]:
-        """The parameters A and B of adapter `name`, as the optimiser holds them."""
-        return self.lora_A[name].weight, self.lora_B[name].weight
-
-    def factor_views(self, name: str) -> tuple[Tensor, Tensor]:
-        """A as (..., r, n2) and B as (..., n1, r or r/groups), detached views into the parameters."""
-        A, B = self.adapter_parameters(name)
-        return A.detach().flatten(1), B.detach().flatten(1)
-
-    def adapter_row_norms(self, name: str) -> Tensor:
-        """||(BA)_i|| of adapter `name`: (..., n1), float32 or wider."""
-        return row_norms(*self.factor_views(name))
-
-
-class Linear(AlloraLayer, peft_layers.Linear):
-    """nn.Linear and GPT-2's Conv1D, in place of `peft.tuners.lora.Linear`."""
-
-    variant_class = LinearVariant
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        name = None if args or kwargs else self._fusible_adapter()
-        if name is None:
-            return super().forward(x, *args, **kwargs)
-        variant: LinearVariant = self.lora_variant[name]  # pyright: ignore[reportAssignmentType]
-        base: Any = self.base_layer
-        return lora_linear(
-            x,
-            base.weight,
-            base.bias,
-            self.lora_A[name].weight,
-            self.lora_B[name].weight,
-            gradient=variant.gradient,
-            eta=variant.eta,
-            scaling=self.scaling[name],
-            fan_in_fan_out=isinstance(base, Conv1D),
-        )
-
-    def _fusible_adapter(self) -> str | None:
-        """The one active adapter, if the fused node computes all that is to be computed here."""
-        if self._disable_adapters or self.merged_adapters or type(self.base_layer) not in (nn.Linear, Conv1D):
-            return None
-        active = [name for name in self.active_adapters if name in self.lora_A]
-        if len(active) != 1:
-            return None
-        name = active[0]
-        variant = self.lora_variant.get(name)
-        if not isinstance(variant, LinearVariant) or variant.member.output == "scaled":
-            return None
-        dropout = self.lora_dropout[name]
-        if isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0:
-            return None
-        # the fused node reads the frozen weight and does not call the layer: one with a hook must be called
-        return None if _has_hooks(self.base_layer) else name
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__  # accelerate's offloading replaces the method
-    )
-
-
-class Embedding(AlloraLayer, peft_layers.Embedding):
-    """nn.Embedding, in place of `peft.tuners.lora.Embedding`."""
-
-    variant_class = EmbeddingVariant
-
-    def adapter_parameters(self, name: str) -> tuple[Tensor, Tensor]:
-        return self.lora_embedding_A[name], self.lora_embedding_B[name]
-
-
-class _Conv(AlloraLayer):
-    variant_class = ConvVariant
-
-    @property
-    def zero_padding(self) -> tuple[int, ...]:
-        """The frozen layer's padding as numbers, one per spatial dimension."""
-        base: Any = self.get_base_layer()
-        if base.padding == "valid":
-            return (0,) * len(base.kernel_size)
-        if base.padding == "same":  # odd kernels only, see `check_base`
-            return tuple((k - 1) // 2 for k in base.kernel_size)
-        return base.padding
-
-    def adapter_row_norms(self, name: str) -> Tensor:
-        A, B = self.factor_views(name)
-        return row_norms(A, expand_groups(B, int(self.get_base_layer().groups)))  # pyright: ignore[reportArgumentType]
-
-
-class Conv1d(_Conv, peft_layers.Conv1d):
-    """nn.Conv1d, in place of `peft.tuners.lora.Conv1d`."""
-
-
-class Conv2d(_Conv, peft_layers.Conv2d):
-    """nn.Conv2d, in place of `peft.tuners.lora.Conv2d`."""
-
-
-class Conv3d(_Conv, peft_layers.Conv3d):
-    """nn.Conv3d, in place of `peft.tuners.lora.Conv3d`."""
-
-
-class ParamWrapper(AlloraLayer, peft_layers.ParamWrapper):
-    """A parameter of a module, such as the stacked experts of a mixture-of-experts layer (`target_parameters`).
-
-    The weight W_e + B_e A_e is formed before it is used, so the rule sits on the matrix BA itself (`ops/delta.py`).
-    """
-
-    variant_class = AlloraVariant
-
-    def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> Any:
-        if not isinstance(config, AlloraConfig):
-            return super().resolve_lora_variant(config=config, **kwargs)
-        if config.member.gradient == "entry" or config.member.output == "scaled":
-            raise LayerError(
-                "target_parameters: this method reads the adapter's output, and a parameter has none",
-                remedy="target modules instead, or use the method allora",
-            )
-        return None  # PEFT's ParamWrapper refuses variants; ours is noted after its `update_layer`
-
-    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
-        super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
-        if isinstance(config, AlloraConfig):
-            variant = AlloraVariant.of(config)
-            self.lora_variant[adapter_name] = variant
-            variant.init(self, adapter_name)
-
-    def factor_views(self, name: str) -> tuple[Tensor, Tensor]:
-        """A as (experts, r, n2) and B as (experts, n1, r), in PEFT's layout: A by expert then rank, B the reverse."""
-        A, B = (p.detach() for p in self.adapter_parameters(name))
-        return self._by_expert(A, B)
-
-    def _by_expert(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            A.view(self.num_experts, -1, A.shape[-1]),
-            B.view(B.shape[0], -1, self.num_experts).permute(2, 0, 1),
-        )
-
-    def get_delta_weight(self, adapter_name: str, *args: Any, **kwargs: Any) -> Tensor:
-        variant = self.lora_variant.get(adapter_name)
-        if not isinstance(variant, AlloraVariant) or variant.gradient == "natural":
-            return super().get_delta_weight(adapter_name, *args, **kwargs)
-        A, B = self._by_expert(*self.adapter_parameters(adapter_name))
-        delta = lora_delta(A, B, eta=variant.eta, scaling=self.scaling[adapter_name])
-        if self._param_ndim == 2:
-            delta = delta.squeeze(0)
-        elif not self._did_swap_in_out_features:  # stored as (experts, in, out)
-            delta = delta.mT
-        return delta.to(self.get_param().dtype)
-
-    def get_delta_factors(self, adapter_name: str) -> tuple[Tensor, Tensor, float]:
-        """PEFT multiplies the factors itself to save a temporary; that product would not know the rule."""
-        delta = self.get_delta_weight(adapter_name)
-        identity = torch.eye(delta.shape[-1], dtype=delta.dtype, device=delta.device).expand(self.num_experts, -1, -1)
-        return delta, identity, 1.0
-
+__all__ = ["AlloraLayer", "Conv1d", "Conv2d", "Conv3d", "Embedding", "Linear", "ParamWrapper", "adopt", "build_layer"]
 
 _LAYERS: dict[type[nn.Module], type[Any]] = {
     nn.Linear: Linear,
@@ -245,26 +40,6 @@ def _layer_class(base: nn.Module) -> type[Any] | None:
     return _LAYERS.get(type(base))
 
 
-def check_base(base: nn.Module, name: str) -> None:
-    """Raise `LayerError` where the rule is not defined on `base`, or not tested there."""
-    where = f"layer {name!r} ({type(base).__module__}.{type(base).__name__})" if name else f"a {type(base).__name__}"
-
-    def refuse(what: str, remedy: str = "leave this layer out of target_modules (exclude_modules=...)") -> None:
-        raise LayerError(what, where=where, remedy=remedy)
-
-    if getattr(base, "_hf_tp_plan", None) is not None:
-        refuse("tensor-parallel layers are not supported", "train with data parallelism (DDP, FSDP)")
-    if isinstance(base, nn.Embedding):
-        for setting in ("max_norm", "scale_grad_by_freq", "sparse"):
-            if getattr(base, setting):
-                refuse(f"an embedding with {setting} is not supported")
-    if isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        if any(d != 1 for d in base.dilation) or base.padding_mode != "zeros":
-            refuse("dilation and padding other than zeros are not supported (PEFT's LoRA ignores them)")
-        if base.padding == "same" and any(k % 2 == 0 for k in base.kernel_size):
-            refuse("padding='same' with an even kernel is not supported")
-
-
 def build_layer(target: nn.Module, adapter_name: str, config: AlloraConfig, **kwargs: Any) -> nn.Module:
     """PEFT calls this for every targeted module that has no LoRA layer yet (`LoraConfig._custom_modules`).
 
@@ -274,19 +49,29 @@ def build_layer(target: nn.Module, adapter_name: str, config: AlloraConfig, **kw
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
     name = kwargs.get("target_name", "")
     parameter_name = kwargs.pop("parameter_name", None)
-    if parameter_name is not None:
-        return ParamWrapper(target, adapter_name, parameter_name=parameter_name, config=config, **kwargs)
-    layer_class = _layer_class(base)
-    weight: Any = getattr(base, "weight", None)
+    weight: Any = getattr(base, parameter_name or "weight", None)
+    if isinstance(weight, DTensor):
+        raise LayerError(
+            "the layer's weight is sharded already, and its adapter would not be",
+            where=f"layer {name!r}",
+            remedy="build the adapter first (get_peft_model), then shard the model (FSDP); tensor parallelism is not supported",
+        )
+    layer_class = quantised.layer_class(base, name) if parameter_name is None else ParamWrapper
+    if layer_class is not None and layer_class is not ParamWrapper:
+        return layer_class(target, adapter_name, config=config, **kwargs)
+    layer_class = layer_class or _layer_class(base)
     if layer_class is None or type(weight) not in (nn.Parameter, Tensor) or not weight.is_floating_point():
         known = ", ".join(sorted(c.__name__ for c in _LAYERS))
         raise LayerError(
             f"ALLoRA is not tested on {type(base).__module__}.{type(base).__name__}"
             + ("" if weight is None else f" with a weight of type {type(weight).__name__}")
-            + f", and will not train plain LoRA in its place; it knows {known} with floating-point weights",
+            + f", and will not train plain LoRA in its place; it knows {known} with floating-point weights, "
+            + f"and {quantised.KNOWN}",
             where=f"layer {name!r}",
             remedy="leave this layer out of target_modules, or load the model unquantised",
         )
+    if parameter_name is not None:
+        return ParamWrapper(target, adapter_name, parameter_name=parameter_name, config=config, **kwargs)
     check_base(base, name)
     if layer_class is Linear:
         transposed = isinstance(base, Conv1D)
@@ -307,12 +92,42 @@ def adopt(model: nn.Module) -> int:
         model: a `PeftModel`, or any model with PEFT's LoRA layers in it. Changed in place.
 
     Returns:
-        the number of layers that were changed. Layers on other bases (quantised ones) stay as they are, and refuse.
+        the number of layers that were changed. Layers on bases that the rule is not tested on stay as they are, and refuse.
     """
     adopted = 0
     for module in model.modules():
-        ours = _STOCK.get(type(module))
+        ours = _STOCK.get(type(module)) or quantised.ours(type(module))
+        if ours is Linear:  # PEFT builds it on bitsandbytes' layers too, where the model does not say how it was loaded
+            ours = quantised.layer_class(module.get_base_layer(), "") or Linear  # pyright: ignore
         if ours is not None:
             module.__class__ = ours
             adopted += 1
     return adopted
+
+
+def _refuse_stock_layers() -> None:
+    """Make PEFT ask before it gives an ALLoRA adapter to a LoRA layer that a stock `LoraConfig` built.
+
+    A second adapter goes to the layers that the first one built, and each class of PEFT's layers looks for variants in
+    its own way; several (bitsandbytes, GPTQ, HQQ) would not see ours and train plain LoRA under its name.
+    """
+    create_and_replace = LoraModel._create_and_replace  # pyright: ignore[reportPrivateUsage]
+
+    @functools.wraps(create_and_replace)
+    def checked(self: LoraModel, lora_config: Any, adapter_name: str, target: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if (
+            isinstance(lora_config, AlloraConfig)
+            and isinstance(target, peft_layers.LoraLayer)
+            and not isinstance(target, AlloraLayer)
+        ):
+            raise LayerError(
+                "this model's LoRA layers were built by a stock LoraConfig and cannot train ALLoRA",
+                where=f"{type(target).__module__}.{type(target).__name__}",
+                remedy="call alloralib.adopt(model) once before adding the adapter (or add the ALLoRA adapter first)",
+            )
+        create_and_replace(self, lora_config, adapter_name, target, *args, **kwargs)
+
+    LoraModel._create_and_replace = checked  # pyright: ignore[reportPrivateUsage]
+
+
+_refuse_stock_layers()

@@ -4,8 +4,7 @@ It is a `peft.LoraConfig`, so `get_peft_model`, transformers' `add_adapter` and 
 the rule has no use for (alpha, dropout, rsLoRA, DoRA, ...) cannot be set. On disk it is a stock LoRA configuration
 (`adapter_config.json`, with `lora_alpha == r`) and a sidecar file (see `files.py`) that only training reads.
 
-Foreign private API used here: `LoraConfig._custom_modules` (PEFT's seam for layers of one's own) and the field metadata
-`is_lora_variant`, which PEFT's layers read to find a variant.
+Foreign private API used here: `LoraConfig._custom_modules` (PEFT's seam for layers of one's own).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any, Literal
 from peft import LoraConfig
 from torch import nn
 
-from ..errors import ConfigError, LayerError
+from ..errors import ConfigError
 from ..ops.adaptors import FAMILY, Member
 
 ApplyTo = Literal["gradient", "update"]
@@ -33,7 +32,7 @@ _SETTABLE = frozenset(
         *("inference_mode", "runtime_config", "r", "rank_pattern", "lora_alpha", "alpha_pattern", "eta", "apply_to"),
         *("target_modules", "exclude_modules", "target_parameters", "layers_to_transform", "layers_pattern"),
         *("modules_to_save", "trainable_token_indices", "ensure_weight_tying", "layer_replication"),
-        *("init_lora_weights", "fan_in_fan_out", "bias", "method", "on_stock_layer"),
+        *("init_lora_weights", "fan_in_fan_out", "bias", "method"),
     ]
 )
 _WHY_NOT = {
@@ -45,21 +44,6 @@ _WHY_NOT = {
     "lora_bias": "the rule scales rows of BA, and a bias on B is not one of them",
 }
 _INITS = (True, False, "gaussian", "orthogonal")
-
-
-class _OnStockLayer:
-    """Asked for its truth by a LoRA layer that PEFT built itself, and by nothing else.
-
-    A second adapter goes to the layers that the first one built. Where a stock `LoraConfig` built them, PEFT looks for
-    the fields of the new configuration that are marked as a variant; finding none, it would train plain LoRA under
-    our name. This field is marked, and answers by refusing.
-    """
-
-    def __bool__(self) -> bool:
-        raise LayerError(
-            "this model's LoRA layers were built by a stock LoraConfig and cannot train ALLoRA",
-            remedy="call alloralib.adopt(model) once before adding the adapter (or add the ALLoRA adapter first)",
-        )
 
 
 @dataclass
@@ -89,9 +73,6 @@ class AlloraConfig(LoraConfig):
     eta: float = field(default=2.0, metadata={"help": "Scale of the gradient while a row of BA is zero, > 0."})
     apply_to: ApplyTo = field(
         default="gradient", metadata={"help": "Scale the gradient (the paper's rule) or the optimiser's update."}
-    )
-    on_stock_layer: Any = field(
-        default_factory=_OnStockLayer, init=False, repr=False, compare=False, metadata={"is_lora_variant": True}
     )
 
     def __post_init__(self) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from ..errors import MergeError
+from ..errors import LayerError, MergeError
 from ..ops.adaptors import GradientAdaptor, Member
 from ..ops.conv import lora_conv
 from ..ops.embedding import lora_embedding
@@ -23,6 +24,25 @@ from ..ops.linear import lora_linear
 from ..ops.output import scaled_output
 from . import update
 from .config import AlloraConfig
+
+
+def whole(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B as they are, if they are whole; a norm over a shard's columns of A is not the norm of a row of BA.
+
+    FSDP2 shows a shard as a `DTensor`; FSDP1 and DeepSpeed's ZeRO-3 flatten it.
+
+    Raises:
+        LayerError: a factor is sharded at this moment.
+    """
+    for name, factor in (("A", A), ("B", B)):
+        if isinstance(factor, DTensor) or factor.dim() < 2:
+            raise LayerError(
+                f"factor {name} is sharded while the rule reads it, and the norm of a row of BA needs the whole matrix",
+                remedy="shard whole decoder layers, not the adapter's own modules: fully_shard(layer) for each, or "
+                "accelerate with fsdp_version: 2 and TRANSFORMER_BASED_WRAP; outside the forward pass gather the weights "
+                "first (fsdp_module.unshard() or full_tensor())",
+            )
+    return A, B
 
 
 @dataclass
@@ -62,13 +82,17 @@ class AlloraVariant(LoraVariant):
         return orig_weight.data - self._delta(module, active_adapter, orig_weight)
 
     def _delta(self, module: Any, active_adapter: str, weight: Tensor) -> Tensor:
+        self.check_mergeable(active_adapter)
+        return module.get_delta_weight(active_adapter).to(weight.dtype)
+
+    def check_mergeable(self, active_adapter: str) -> None:
+        """Raise `MergeError` where no weight computes what the adapter does."""
         if not self.member.mergeable:
             raise MergeError(
                 f"adapter {active_adapter!r} is ASF-LoRA: its output depends on its size entry by entry, so no weight "
                 "computes it",
                 remedy="keep the adapter unmerged, or train with a mergeable method such as allora",
             )
-        return module.get_delta_weight(active_adapter).to(weight.dtype)
 
     def finish(self, f: Tensor) -> Tensor:
         """The output adaptor."""
@@ -79,12 +103,13 @@ class LinearVariant(AlloraVariant):
     """nn.Linear and GPT-2's Conv1D."""
 
     def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
+        A, B = whole(*module.adapter_parameters(active_adapter))
         f = lora_linear(
             module.lora_dropout[active_adapter](x),
             None,
             None,
-            module.lora_A[active_adapter].weight,
-            module.lora_B[active_adapter].weight,
+            A,
+            B,
             gradient=self.gradient,
             eta=self.eta,
             scaling=module.scaling[active_adapter],
@@ -96,10 +121,11 @@ class EmbeddingVariant(AlloraVariant):
     """nn.Embedding. Dropout has no place in front of A there, and PEFT's own embedding ignores it too."""
 
     def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
+        A, B = whole(*module.adapter_parameters(active_adapter))
         f = lora_embedding(
             x,
-            module.lora_embedding_A[active_adapter],
-            module.lora_embedding_B[active_adapter],
+            A,
+            B,
             padding_idx=module.get_base_layer().padding_idx,
             gradient=self.gradient,
             eta=self.eta,
@@ -115,10 +141,11 @@ class ConvVariant(AlloraVariant):
 
     def forward(self, module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         lora_A: nn.Conv2d = module.lora_A[active_adapter]
+        A, B = whole(*module.adapter_parameters(active_adapter))
         f = lora_conv(
             module.lora_dropout[active_adapter](x),
-            lora_A.weight,
-            module.lora_B[active_adapter].weight,
+            A,
+            B,
             stride=lora_A.stride,
             padding=module.zero_padding,
             groups=module.get_base_layer().groups,
