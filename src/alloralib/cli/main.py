@@ -9,9 +9,9 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import AlloraError, ConfigError, Interrupted, did_you_mean
-from . import train
+from . import tasks, train
 
-VERBS = {"train": train}
+VERBS = {"train": train, "tasks": tasks}
 
 
 class Parser(argparse.ArgumentParser):

@@ -121,7 +121,7 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _a_registered_set_knows_its_task(cls, values: Any) -> Any:
-        known = REGISTRY.get(values.get("data")) if isinstance(values, dict) else None
+        known = REGISTRY.get(str(values.get("data"))) if isinstance(values, dict) else None
         return values if known is None else {"task": known.kind} | values
 
     @model_validator(mode="after")

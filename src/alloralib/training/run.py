@@ -214,7 +214,7 @@ def _tables(parts: Parts) -> dict[str, Table]:
 
 def _digest(table: Table) -> str:
     """Of the rows that are used, so that a changed file, share or seed is noticed."""
-    rows = json.dumps([table.sha256, table.lines, len(table)], default=str)
+    rows = json.dumps([table.sha256, table.lines, table.rows, len(table)])
     return hashlib.sha256(rows.encode()).hexdigest()
 
 

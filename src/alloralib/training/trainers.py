@@ -89,9 +89,9 @@ class RunTrainer:
         self._sampler = BucketSampler(lengths, self.args.train_batch_size * self.args.world_size, self.args.data_seed)
         return self._sampler
 
-    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
-        self._sampler.set_epoch(epoch)  # transformers reaches a sampler under two wrappers, not under three
-        super()._run_epoch(epoch=epoch, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._sampler.set_epoch(kwargs["epoch"])  # transformers reaches a sampler under two wrappers, not under three
+        super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass; the batch's row numbers are kept for an error."""
