@@ -173,7 +173,9 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DataError(
                 ("the last line is cut off: " if cut else "") + f"not JSON: {error.msg} at column {error.colno}",
                 where=where,
-                remedy="fetch or write the file again, or remove its last line" if cut else "one JSON object per line",
+                remedy="fetch or write the file again, or remove its last line"
+                if cut
+                else "write one JSON object per line (a .json file may hold a list of them instead)",
             ) from None
         except RecursionError:
             raise DataError("JSON nested too deeply", where=where, remedy="one flat object per line") from None
