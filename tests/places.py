@@ -1,15 +1,18 @@
-"""Where tests find real data; what is not there is skipped with a reason."""
+"""Where the real data sets are: a directory that is handed to the tests and is no part of the project."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
+
 
 def data_dir() -> Path:
-    """The directory of real data sets: $ALLORA_DATA_DIR, or ../shared/data beside the repository."""
+    """$ALLORA_DATA_DIR, or `shared/data` beside the repository; skips where there is neither, and fails there in CI."""
     given = os.environ.get("ALLORA_DATA_DIR")
-    path = Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / "data"
+    path = Path(given) if given else ROOT.parent / "shared" / "data"
     if not path.is_dir():
-        pytest.skip("no real data: set ALLORA_DATA_DIR")
+        reason = f"no data sets at {path}: set ALLORA_DATA_DIR to a directory with banking77, trec, ..."
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     return path

@@ -87,6 +87,7 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "image": ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "is not text"),
     "text": ("hello", "conversation is not JSON"),
     "json": ('{"role": "user"}', "list of messages"),
+    "half": ('[{"role": "assistant", "content": "\\ud83d"}]', "half of a surrogate pair"),
     "strings": (["hello"], "list of messages"),
     "none": (None, "list of messages"),
 }

@@ -1,6 +1,7 @@
 """Examples per kind of task: what a trainer gets, and the rows that cannot be trained on."""
 
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from alloralib.data.examples import build_examples, collator
 from alloralib.data.forms import Columns
 from alloralib.data.images import image_sources
 from alloralib.data.labels import label_ids, label_names, labels, majority_share
+from alloralib.data.parts import load_parts
 from alloralib.data.registry import REGISTRY
 from alloralib.data.table import Table, read_table
 from alloralib.errors import DataError
 from alloralib.training.models import load_tokenizer, locate
+
+from ..places import data_dir
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TEXT = Columns.of("classification", {})
@@ -132,6 +136,7 @@ MALFORMED: dict[str, tuple[Any, Any, str]] = {
     "twice": (["a", "a"], "a", "two choices are the same"),
     "text": ("a or b", "a", "no JSON list"),
     "number": (3, "a", "at least two choices"),
+    "half": ('["a", "\\ud83d"]', "a", "half of a surrogate pair"),
 }
 
 
@@ -180,6 +185,25 @@ def test_a_trainer_takes_them_as_they_are(vit) -> None:
                                      save_strategy="no", disable_tqdm=True)  # fmt: skip
         trainer = Trainer(model, settings, train_dataset=examples, data_collator=collator("image-classification", vit))
         assert trainer.train().training_loss > 0
+
+
+def test_real_photographs_in_a_folder_per_class(tmp_path, vit) -> None:
+    with zipfile.ZipFile(data_dir() / "cifar10/cifar10_jpg_subset.zip") as archive:
+        found: dict[str, list[str]] = {}
+        for name in archive.namelist():
+            if name.endswith(".jpg"):
+                found.setdefault(str(Path(name).parent), []).append(name)
+        for names in found.values():
+            archive.extractall(tmp_path, names[:20])
+    (train,) = {path.parent.parent for path in tmp_path.rglob("*.jpg") if "train" in path.parts}
+    parts = load_parts("image-classification", IMAGE, data=str(train), test_data=str(train.parent / "test"))
+    names = label_names(parts.train, "label")
+    assert len(names) == 10
+    assert len(parts.train) + sum(parts.removed.values()) == len(parts.test) == 200
+    examples = build_examples("image-classification", parts.test, IMAGE, processor=vit, names=names)
+    assert examples["labels"][:] == [i for i in range(10) for _ in range(20)]
+    with pytest.raises(DataError, match=r"folders are parts \(test, train\)"):
+        read_table(str(train.parent))
 
 
 def cut(path: Path) -> bytes:

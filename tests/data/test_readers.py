@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alloralib.data.readers import MAX_LINE_BYTES, read_file
 from alloralib.data.table import Table, read_table
@@ -59,7 +62,10 @@ MALFORMED = {
     "header-only.csv": ("text,label\n", "no rows"),
     "latin.csv": (b"text,label\na,b\ncaf\xe9,pos\n", r"line 3: not UTF-8: byte 0xe9 at byte 4[\s\S]*iconv"),
     "latin.jsonl": (GOOD.encode() + b'\n{"text": "\xe9"}\n', r"line 2: not UTF-8"),
-    "utf16.csv": ("text,label\na,b\n".encode("utf-16"), r"line 1: not UTF-8"),
+    "utf16.csv": ("text,label\na,b\n".encode("utf-16"), r"line 1: not UTF-8[\s\S]*iconv -f utf-16"),
+    "half.jsonl": (GOOD + '\n{"text": "a\\ud83d", "label": "b"}\n', r"row 2 \(line 2\): half of a surrogate pair, .ud83d"),
+    "half.json": ('[{"text": "\\uDE42"}]', r"row 1 \(line 1\): half of a surrogate pair"),
+    "digits.jsonl": ('{"text": ' + "9" * 5000 + "}\n", r"row 1 \(line 1\): not JSON: Exceeds the limit"),
     "long.csv": (f"text,label\na,b\n{'x' * MAX_LINE_BYTES},c\n", r"line 3: 1,000,003 bytes.*1,000,000"),
     "long.jsonl": (f"{GOOD}\n{LONG}\n", r"line 2: 1,000,027 bytes"),
     "long-end.jsonl": (f"{GOOD}\n{LONG}", r"line 2: 1,000,026 bytes"),
@@ -92,6 +98,23 @@ def test_malformed_files_are_refused_with_the_place(tmp_path, name: str) -> None
         read_table(str(write(tmp_path, name, content)))
     assert name in str(caught.value)
     assert "remedy" in str(caught.value)
+
+
+@given(st.sampled_from(SAME_ROWS), st.data())
+def test_whatever_the_bytes_the_answer_is_rows_or_an_explanation(name: str, data) -> None:
+    """Fixtures with bytes overwritten, put in or cut off."""
+    content = bytearray((FIXTURES / name).read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content)))
+        content[at : at + data.draw(st.sampled_from([0, 1, 5, 10**6]))] = data.draw(st.binary(max_size=3) | st.just(b'"'))
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            table = read_table(str(write(Path(scratch), name, bytes(content))))
+        except DataError as error:
+            explained = bool(error.where and error.remedy)
+        else:
+            explained = len({len(values) for values in table.columns.values()}) == 1
+    assert explained
 
 
 def test_a_line_of_exactly_the_limit_is_read(tmp_path) -> None:

@@ -96,6 +96,14 @@ def test_no_example_stands_in_two_parts(name: str) -> None:
     assert kept + parts.removed["train"] + parts.removed["train/test"] == train
 
 
+def test_files_of_no_registered_set_are_plain_files() -> None:
+    table = read_table(str(data_dir() / "math/math_data.json.gz"))
+    assert len(table) == 3260
+    assert {"instruction", "output", "answer"} <= set(table.columns)
+    assert table.lines is not None
+    assert table.lines == sorted(set(table.lines))
+
+
 def test_known_duplicates_are_counted() -> None:
     known = REGISTRY["sms_spam"]
     assert load_parts(known.kind, known.columns, data="sms_spam", data_dir=data_dir()).removed["train"] > 400
