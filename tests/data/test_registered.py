@@ -114,8 +114,16 @@ def test_known_duplicates_are_counted() -> None:
 
 def test_a_set_without_training_rows_says_so() -> None:
     known = REGISTRY["piqa"]
-    with pytest.raises(DataError, match="no training rows of piqa"):
+    with pytest.raises(DataError, match="piqa has no train rows in"):
         load_parts(known.kind, known.columns, data="piqa", data_dir=data_dir())
+
+
+def test_another_sets_rows_can_be_the_test() -> None:
+    known = REGISTRY["arc_easy"]
+    parts = load_parts(known.kind, known.columns, data="arc_easy", test_data="piqa", data_dir=data_dir())
+    assert len(parts.test) == 1838
+    with pytest.raises(DataError, match="piqa has no validation rows in"):
+        load_parts(known.kind, known.columns, data="arc_easy", validation_data="piqa", data_dir=data_dir())
 
 
 # the plain layout
