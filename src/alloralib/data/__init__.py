@@ -1,1 +1,1 @@
-"""From a file, a hub name or a bundled set to rows and batches; knows no adapter."""
+"""From a file, a directory, a registered or bundled set or the hub to rows, parts and examples; knows no adapter."""

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ..errors import DataError, ModelError, did_you_mean
+from .readers import refuse_half_characters
 from .table import Table
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
@@ -46,10 +47,12 @@ def _conversation(cell: Any, where: str) -> list[Message]:
 
     form = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
     if isinstance(cell, str):
+        text = cell
         try:
-            cell = json.loads(cell)
-        except json.JSONDecodeError as error:
-            raise DataError(f"the conversation is not JSON: {error.msg}", where=where, remedy=form) from None
+            cell = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"the conversation is not JSON: {error}", where=where, remedy=form) from None
+        refuse_half_characters(cell, text, where)
     if not isinstance(cell, list) or not all(isinstance(message, dict) for message in cell):
         raise DataError(f"a list of messages is needed, not {str(cell)[:60]!r}", where=where, remedy=form)
     if not cell:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import DataError, did_you_mean
 from .forms import Columns
+from .readers import refuse_half_characters
 from .table import Table
 
 
@@ -44,12 +45,14 @@ def questions(table: Table, columns: Columns) -> list[Question]:
 
 def _choices(cell: Any, where: str) -> tuple[str, ...]:
     if isinstance(cell, str):
+        text = cell
         try:
-            cell = json.loads(cell)
-        except json.JSONDecodeError as error:
+            cell = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise DataError(
-                f"the choices are no JSON list: {error.msg}", where=where, remedy='write them as ["one choice", "another"]'
+                f"the choices are no JSON list: {error}", where=where, remedy='write them as ["one choice", "another"]'
             ) from None
+        refuse_half_characters(cell, text, where)
     if not isinstance(cell, list) or len(cell) < 2 or not all(isinstance(choice, str) and choice.strip() for choice in cell):
         raise DataError(
             f"at least two choices, each with text, are needed, not {str(cell)[:80]!r}",

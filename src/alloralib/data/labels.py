@@ -20,7 +20,7 @@ def labels(table: Table, column: str) -> list[str]:
             raise DataError(
                 f"column {column!r} has no label but {value!r}",
                 where=table.where(row),
-                remedy="mend or remove the row, or name another --label-column",
+                remedy="mend or remove the row, or name another --label-column; where -1 is a class, give it a name",
             )
     return [str(value) for value in values]
 

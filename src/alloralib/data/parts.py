@@ -73,22 +73,26 @@ def load_parts(
     """
     removed: dict[str, int] = dict.fromkeys(REMOVED, 0)
 
-    def given(name: str | None, part: Part) -> Table | None:
-        if name is None:
-            return None
+    def own(part: Part) -> Table | None:
+        table = read_part(data, part, data_dir) if data in REGISTRY else None
+        return None if table is None else _labelled(table, columns, removed)
+
+    def given(name: str, part: Part) -> Table:
         if name not in REGISTRY:
             return read_table(name)
         table = read_part(name, part, data_dir)
-        return None if table is None else _labelled(table, columns, removed)
+        if table is None:
+            where = "on the hub" if data_dir is None else f"in {data_dir}"
+            raise DataError(
+                f"{name} has no {part} rows {where}", remedy=f"give a file, or put {name}/{part}.jsonl in --data-dir"
+            )
+        return _labelled(table, columns, removed)
 
     train = given(data, "train")
-    if train is None:
-        raise DataError(
-            f"no training rows of {data}", where=str(data_dir), remedy=f"put {data}/train.jsonl there, or leave out --data-dir"
-        )
-    own = data if data in REGISTRY else None
-    test = given(test_data or (own if test_share is None else None), "test")
-    validation = given(validation_data or (own if validation_share is None else None), "validation")
+    test = given(test_data, "test") if test_data else own("test") if test_share is None else None
+    validation = (
+        given(validation_data, "validation") if validation_data else own("validation") if validation_share is None else None
+    )
 
     def keys(table: Table) -> list[str]:
         return example_keys(kind, table, columns)

@@ -116,10 +116,11 @@ def _decoded(raw: bytes, encoding: str, path: Path, line: int) -> str:
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
+        likely = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
         raise DataError(
             f"not UTF-8: byte {error.object[error.start]:#04x} at byte {error.start + 1} of the line",
             where=f"{path}, line {line}",
-            remedy=f"convert it, for example: iconv -f latin1 -t utf-8 {path.name.removesuffix('.gz')}",
+            remedy=f"convert it, for example: iconv -f {likely} -t utf-8 {path.name.removesuffix('.gz')}",
         ) from None
 
 
@@ -168,16 +169,16 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         where = f"{path}, row {number} (line {line})"
         try:
             row = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             cut = not text.endswith("\n")
             raise DataError(
-                ("the last line is cut off: " if cut else "") + f"not JSON: {error.msg} at column {error.colno}",
+                ("the last line is cut off: " if cut else "") + f"not JSON: {_reason(error)}",
                 where=where,
-                remedy="fetch or write the file again, or remove its last line" if cut else "one JSON object per line",
+                remedy="fetch or write the file again, or remove its last line"
+                if cut
+                else "write one JSON object per line (a .json file may hold a list of them instead)",
             ) from None
-        except RecursionError:
-            raise DataError("JSON nested too deeply", where=where, remedy="one flat object per line") from None
-        yield line, _object(row, where)
+        yield line, _object(row, text, where)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -199,25 +200,23 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row, end = decoder.raw_decode(text, position)
             after = _next(text, end)
-            if text[after : after + 1] not in (",", "]"):
+            if text[after : after + 1] not in (",", "]"):  # ("" at the end of the file)
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, after)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             # where the last bracket is missing, the rest of the file is
             cut = not text.rstrip().endswith("]")
             raise DataError(
-                ("the file is cut off: " if cut else "") + f"not JSON: {error.msg} at line {error.lineno} column {error.colno}",
+                ("the file is cut off: " if cut else "") + f"not JSON: {_reason(error)}",
                 where=where,
                 remedy="fetch or write the file again" if cut else "write a list of objects, or one object per line",
             ) from None
-        except RecursionError:
-            raise DataError("JSON nested too deeply", where=where, remedy="a list of flat objects") from None
-        if end - position > MAX_LINE_BYTES:
-            raise _too_long(where, end - position)
-        yield line, _object(row, where)
-        if text[after] == "]":
-            position = after
-            break
+        size = len(text[position:end].encode("utf-8"))
+        if size > MAX_LINE_BYTES:
+            raise _too_long(where, size)
+        yield line, _object(row, text[position:end], where)
         position = after
+        if text[after] == "]":
+            break
     if text[position + 1 :].strip():
         raise DataError("something stands behind the list", where=str(path), remedy="one list of objects, nothing else")
 
@@ -228,14 +227,35 @@ def _next(text: str, position: int) -> int:
     return position
 
 
-def _object(row: Any, where: str) -> dict[str, Any]:
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        place = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        return f"{error.msg} at {place}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _object(row: Any, text: str, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(
             f"a JSON object is needed, not {type(row).__name__}",
             where=where,
             remedy='write {"text": ..., "label": ...} per row',
         )
+    refuse_half_characters(row, text, where)
     return row
+
+
+def refuse_half_characters(value: Any, text: str, where: str) -> None:
+    """Raise `DataError` where a value read from the JSON `text` has half a character, which no tokenizer takes."""
+    if "\\ud" not in text.lower():  # the escape of one of a pair
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise DataError(
+            f"half of a surrogate pair, \\u{ord(half):04x}, stands alone", where=where, remedy="mend or remove the row"
+        ) from None
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {

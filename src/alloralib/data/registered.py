@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,8 @@ def read_part(name: str, part: Part, data_dir: str | Path | None = None) -> Tabl
         hub = known.hub
         if part not in hub.splits:
             return None
-        return _shaped(known, read_hub(hub.id, split=hub.splits[part], config=hub.config, revision=hub.revision))
+        remedy = f"give --data-dir, a directory with one of {_looked_for(known)}"
+        return _shaped(known, read_hub(hub.id, split=hub.splits[part], config=hub.config, revision=hub.revision, remedy=remedy))
     files = {p: _find(known, p, Path(data_dir)) for p in PARTS}
     if not any(files.values()):
         raise DataError(f"no file of {name}", where=str(data_dir), remedy=f"put one of these there: {_looked_for(known)}")
@@ -164,8 +166,10 @@ def _read_upstream(upstream: _Upstream, part: Part, paths: tuple[Path, ...]) -> 
             labels.append(upstream.labels[position] if upstream.labels else label)
             lines.append(number)
     source = " + ".join(str(path) for path in paths)
-    digest = sha256(paths[0]) if len(paths) == 1 else ",".join(sha256(path) for path in paths)
-    return Table(source, digest, {"text": texts, "label": labels}, lines if len(paths) == 1 else None)
+    if len(paths) == 1:
+        return Table(source, sha256(paths[0]), {"text": texts, "label": labels}, lines)
+    digest = hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
+    return Table(source, digest, {"text": texts, "label": labels})
 
 
 # From the columns of the hub or of a file to the parts of a row

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import DataError, did_you_mean
 from .bundled import BUNDLED
 from .readers import FORMATS, file_format, read_file, sha256
+from .registry import REGISTRY
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,18 @@ def read_table(source: str) -> Table:
         table = Table(source, sha256(path), columns, lines)
     else:
         name, _, split = source.partition(":")
-        table = read_hub(name, split=split or "train")
+        remedy = f"give a file ({', '.join(FORMATS)}); " + did_you_mean(name, [*BUNDLED, *REGISTRY])
+        table = read_hub(name, split=split or "train", remedy=remedy)
     if len(table) == 0:
         raise DataError("no rows", where=source, remedy="give a file with a header and at least two rows")
     return table
 
 
-def read_hub(name: str, *, split: str, config: str | None = None, revision: str | None = None) -> Table:
+def read_hub(name: str, *, split: str, remedy: str, config: str | None = None, revision: str | None = None) -> Table:
     """One split of a set on the hub; classes by their names (None where unlabelled), images as their encoded bytes.
+
+    Args:
+        remedy: what to do where it is not to be had.
 
     Raises:
         DataError: not to be had.
@@ -120,9 +125,7 @@ def read_hub(name: str, *, split: str, config: str | None = None, revision: str 
         loaded: Any = datasets.load_dataset(name, config, split=split, revision=revision)
     except Exception as error:  # the hub's client raises a dozen kinds, all of which mean: it is not to be had
         raise DataError(
-            f"neither a file, nor a bundled set, nor to be had from the hub ({type(error).__name__})",
-            where=repr(source),
-            remedy=f"give a file ({', '.join(FORMATS)}); " + did_you_mean(name, BUNDLED),
+            f"not a file here, and not to be had from the hub ({type(error).__name__})", where=repr(source), remedy=remedy
         ) from error
     columns: dict[str, list[Any]] = {}
     for column, feature in loaded.features.items():
