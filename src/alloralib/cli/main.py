@@ -9,9 +9,16 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import AlloraError, ConfigError, did_you_mean
-from . import train
+from . import evaluate, export, generate, inspect, merge, train
 
-VERBS = {"train": train}
+VERBS = {
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "merge": merge,
+    "export": export,
+    "inspect": inspect,
+}
 
 
 class Parser(argparse.ArgumentParser):
