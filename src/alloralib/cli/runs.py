@@ -142,7 +142,9 @@ def read_rows(run: OpenRun, data: str | None, split: str, columns: dict[str, str
         raise ConfigError("an adapter without a record does not say on what to ask it", remedy="give --data")
     if data is not None and data not in REGISTRY:
         return read_table(data)
-    settings = {"data": data} if run.config is None or data is not None else run.config.model_dump(include={*_PARTS_OF_A_RUN})
+    settings: dict[str, Any] = {} if run.config is None else run.config.model_dump(include={*_PARTS_OF_A_RUN})
+    if data is not None:  # another set, from where the run's own came
+        settings = {"data": data, "data_dir": settings.get("data_dir")}
     parts = load_parts(run.kind, columns_of(run, columns, data), **settings)
     rows = getattr(parts, split)
     if rows is None:
