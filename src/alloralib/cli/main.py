@@ -9,9 +9,17 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import AlloraError, ConfigError, Interrupted, did_you_mean
-from . import tasks, train
+from . import evaluate, export, generate, inspect, merge, tasks, train
 
-VERBS = {"train": train, "tasks": tasks}
+VERBS = {
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "merge": merge,
+    "export": export,
+    "inspect": inspect,
+    "tasks": tasks,
+}
 
 
 class Parser(argparse.ArgumentParser):

@@ -111,11 +111,31 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> dict[str
     table = {"both_right": 0, "both_wrong": 0, "only_before": 0, "only_after": 0}
     for b, a in zip(before, after, strict=True):
         table["both_right" if a and b else "only_after" if a else "only_before" if b else "both_wrong"] += 1
-    fewer, changed = min(table["only_before"], table["only_after"]), table["only_before"] + table["only_after"]
-    tail = sum(math.comb(changed, k) for k in range(fewer + 1)) * 2
-    p_value = min(1.0, tail / 2**changed) if changed else 1.0  # whole numbers: exact, and no overflow
     difference = (table["only_after"] - table["only_before"]) / max(len(before), 1)
-    return {**table, "difference": difference, "p_value": p_value}
+    return {**table, "difference": difference, "p_value": sign_test(table["only_before"], table["only_after"])}
+
+
+def paired_losses(before: Sequence[float], after: Sequence[float]) -> dict[str, float]:
+    """What changed between two losses of the same rows.
+
+    Returns:
+        counts `lower` and `higher` (after against before), the mean `difference`, and the `p_value` of the sign test.
+    """
+    lower = sum(a < b for b, a in zip(before, after, strict=True))
+    higher = sum(a > b for b, a in zip(before, after, strict=True))
+    difference = (math.fsum(after) - math.fsum(before)) / max(len(before), 1)
+    return {"lower": lower, "higher": higher, "difference": difference, "p_value": sign_test(lower, higher)}
+
+
+def sign_test(one: int, other: int) -> float:
+    """The two-sided exact probability of a split at least as uneven, were either side as likely.
+
+    >>> sign_test(0, 5)
+    0.0625
+    """
+    total = one + other
+    tail = 2 * sum(math.comb(total, k) for k in range(min(one, other) + 1))
+    return min(1.0, tail / 2**total)  # whole numbers: exact, and no overflow
 
 
 def perplexity(mean_loss: float) -> float:
