@@ -27,14 +27,18 @@ def record(**changes) -> RunRecord:
         "model": {"name": "minilm-l6", "parameters": 10, "class": "Bert"},
         "data": {
             "train": {"source": "a.csv", "sha256": "ab", "rows": 100},
-            "evaluation": {"source": "a.csv", "sha256": "ab", "rows": 1000},
-            "duplicates_removed": 3,
+            "validation": {"source": "a.csv", "sha256": "ab", "rows": 200},
+            "test": {"source": "a.csv", "sha256": "ab", "rows": 1000},
+            "removed": {"train": 2, "train/test": 1},
             "labels": ["no", "yes"],
             "majority": 0.5,
         },
         "adapter": {"method": "allora", "r": 4, "eta": 2.0, "modules": 2, "trained_parameters": 5000},
+        "preflight": {"data": {}, "cost": {}, "warnings": []},
         "metrics": {"before": {"accuracy": 0.5}, "after": {"accuracy": 0.75}},
         "history": [{"step": i, "loss": 1 / i, "learning_rate": 0.1, "tokens": i} for i in range(1, 9)],
+        "validation": {"history": [{"step": 4, "loss": 0.3}, {"step": 8, "loss": 0.4}], "best_step": 4},
+        "rule": [],
         "seconds": {"train": 1.0},
     }
     return RunRecord(**(values | changes))
@@ -52,7 +56,7 @@ def test_what_json_has_no_word_for_becomes_null(tmp_path) -> None:
     assert json.loads(text)["metrics"]["after"]["perplexity"] is None
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1}', "nonsense"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 3}', "nonsense"])
 def test_what_is_no_record_is_refused(tmp_path, content: str) -> None:
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(RecordError, match=r"r\.json"):
@@ -70,7 +74,18 @@ def test_an_unknown_entry_is_refused(tmp_path) -> None:
 
 def test_the_card_says_what_the_record_says() -> None:
     text = card(record())
-    for fact in ("minilm-l6", "allora", "r = 4, eta = 2.0", "0.7500", "1,000 rows", "5,000", "no, yes", "num_labels=2"):
+    for fact in (
+        "minilm-l6",
+        "allora",
+        "r = 4, eta = 2.0",
+        "0.7500",
+        "1,000 rows",
+        "5,000",
+        "no, yes",
+        "num_labels=2",
+        "3 rows left out",
+        "step 4",
+    ):
         assert fact in text, fact
     assert text.startswith("---\nbase_model: minilm-l6\n")
 

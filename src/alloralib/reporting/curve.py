@@ -8,7 +8,7 @@ from ..records import RunRecord
 
 
 def draw_loss(record: RunRecord, path: str | os.PathLike[str]) -> None:
-    """Write the training loss by step, and the learning rate below it, as a PNG.
+    """Write the training and validation loss by step, and the learning rate below them, as a PNG.
 
     Args:
         record: of a finished run.
@@ -21,7 +21,10 @@ def draw_loss(record: RunRecord, path: str | os.PathLike[str]) -> None:
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     losses.plot(steps, [entry["loss"] for entry in record.history], lw=0.8, alpha=0.35, color="C0", label="batch")
     losses.plot(steps, smooth([entry["loss"] for entry in record.history]), lw=1.8, color="C0", label="running mean")
-    losses.set_ylabel("training loss")
+    looks = record.validation["history"]
+    if looks:
+        losses.plot([e["step"] for e in looks], [e["loss"] for e in looks], "o-", ms=4, lw=1.2, color="C3", label="validation")
+    losses.set_ylabel("loss")
     losses.set_ylim(bottom=0)
     losses.legend(frameon=False)
     losses.set_title(f"{record.adapter['method']}, {record.model['name']}, {record.data['train']['source']}", loc="left")
