@@ -79,7 +79,8 @@ def main() -> None:
     share = max(1, len(rewards) // 4)
     first, last = sum(rewards[:share]) / share, sum(rewards[-share:]) / share
     print(f"mean reward of the first {share} steps {first:.3f}, of the last {share} steps {last:.3f} (at most 1.5)")
-    trainer.save_model(given.output_dir)
+    # the model itself: the trainer would also write a pickle
+    trainer.model.save_pretrained(given.output_dir, is_main_process=trainer.is_world_process_zero())
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def test_trains_logs_finite_numbers_and_loads_in_stock_peft(name: str, tiny_llam
     number = "rewards/margins" if name == "dpo" else "reward"
     assert all(math.isfinite(entry["loss"]) and math.isfinite(entry[number]) for entry in logs)
     assert all(layer.lora_B["default"].weight.abs().max() > 0 for layer in layers_of(trainer))
-    trainer.save_model(str(tmp_path / "saved"))
+    trainer.model.save_pretrained(str(tmp_path / "saved"))
     assert load_config(tmp_path / "saved").eta == ETA
     (tmp_path / "saved" / "allora_config.json").unlink()
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), str(tmp_path / "saved"))
