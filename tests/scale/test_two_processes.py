@@ -140,3 +140,30 @@ def test_a_flattened_factor_is_refused(tiny_llama: str) -> None:
     layer.lora_A["default"].weight.data = torch.empty(0)
     with pytest.raises(ValueError, match="sharded"):
         model(input_ids=worker.batches()[0])
+
+
+def block(language: str) -> str:
+    text = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    return text.split(f"```{language}\n")[1].split("```")[0]
+
+
+def test_accelerate_reads_the_documented_configuration(tmp_path, monkeypatch) -> None:
+    """As far as the launcher goes without GPUs: from the file to the plugin that a process makes of its environment."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    file = tmp_path / "fsdp2.yaml"
+    file.write_text(block("yaml"), encoding="utf-8")
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(file), "script.py"]))
+    assert args.use_fsdp
+    for name, value in prepare_multi_gpu_env(args).items():
+        monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2
+    assert plugin.transformer_cls_names_to_wrap == ["LlamaDecoderLayer"]
+    assert plugin.reshard_after_forward is True
+
+
+def test_the_documented_deepspeed_configuration_shards_no_parameter() -> None:
+    assert json.loads(block("json"))["zero_optimization"]["stage"] == 2
