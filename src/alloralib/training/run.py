@@ -40,6 +40,8 @@ from .workspace import Workspace
 PREDICTIONS_FILE = "predictions.jsonl"
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy", "alloralib")
 _TASK_TYPES = {"classification": TaskType.SEQ_CLS, "image-classification": None}
+# PEFT knows the new head of a text classifier by the task type; transformers calls that of an image classifier so
+_IMAGE_HEAD = {"modules_to_save": ["classifier"], "exclude_modules": ["classifier"]}
 Decorate = Callable[[RunRecord, Path], None]
 Show = Callable[[RunConfig, dict[str, Any]], None]
 
@@ -203,7 +205,7 @@ def _adapter_config(config: RunConfig) -> Any:
         apply_to=config.apply_to,
         target_modules=config.target_modules,
         task_type=_TASK_TYPES.get(config.kind, TaskType.CAUSAL_LM),
-        modules_to_save=["classifier"] if config.kind == "image-classification" else None,
+        **(_IMAGE_HEAD if config.kind == "image-classification" else {}),
     )
 
 
