@@ -133,15 +133,16 @@ def read_rows(run: OpenRun, data: str | None, split: str, columns: dict[str, str
     Raises:
         ConfigError: no data is known, or there is no such part.
     """
-    from ..data.parts import load_parts  # pyright: ignore[reportMissingImports]
-    from ..data.table import read_table
-
     if split not in ("train", "validation", "test"):
         raise ConfigError(f"unknown --split {split!r}", remedy="use train, validation or test")
     if data is None and run.config is None:
         raise ConfigError("an adapter without a record does not say on what to ask it", remedy="give --data")
     if data is not None and data not in REGISTRY:
+        from ..data.table import read_table
+
         return read_table(data)
+    from ..data.parts import load_parts  # pyright: ignore[reportMissingImports]
+
     settings: dict[str, Any] = {} if run.config is None else run.config.model_dump(include={*_PARTS_OF_A_RUN})
     if data is not None:  # another set, from where the run's own came
         settings = {"data": data, "data_dir": settings.get("data_dir")}
