@@ -111,10 +111,10 @@ def layer_class(base: nn.Module, name: str) -> type[Any] | None:
 
 
 def _bitsandbytes_class(base: Any, name: str) -> type[Any] | None:
-    import bitsandbytes  # pyright: ignore[reportMissingImports] (it is there: `base` is one of its layers)
+    import bitsandbytes  # it is there: `base` is one of its layers
     from peft.tuners.lora import bnb as peft_bnb
 
-    layers = bitsandbytes.nn
+    layers: Any = bitsandbytes.nn
     if type(base) in (layers.Linear4bit, layers.LinearNF4, layers.LinearFP4):
         if getattr(base.weight, "quant_state", None) is None:
             raise _refusal(base, name, "its weight is not quantised yet", "move the model to its device first: model.to('cpu')")
