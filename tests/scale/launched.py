@@ -39,7 +39,7 @@ if __name__ == "__main__":
     if words[0] == "fsdp2":
         remember_fsdp()
     code = main(words[1:])
-    if torch.distributed.is_initialized():
+    if code == 0 and torch.distributed.is_initialized():
         torch.distributed.barrier()
     sys.stderr.flush()
     os._exit(code)

@@ -98,7 +98,7 @@ def test_killed_and_resumed_ends_bit_identical(words, uninterrupted, tmp_path, s
     assert {p.name for p in tmp_path.iterdir()} <= {"run", "log"}
 
 
-@pytest.mark.parametrize("forgotten", ["load_random", "load_optimizer", "load_model", "BucketSampler.set_epoch"])
+@pytest.mark.parametrize("forgotten", ["load_random", "load_optimizer", "load_model", "BucketBatches.set_epoch"])
 def test_the_test_above_can_fail(words, uninterrupted, tmp_path, forgotten: str) -> None:
     """A resume that forgets one thing ends with another adapter."""
     directory = tmp_path / "run"

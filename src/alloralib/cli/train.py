@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     _quiet()
     from ..training.preflight import report
+    from ..training.processes import is_first
     from ..training.run import dry_run, train
 
     if arguments.dry_run:
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     record = train(
         config, resume=arguments.resume, decorate=_decorate, show=lambda c, found: print(report(c, found), file=sys.stderr)
     )
-    if not _is_first_process():
+    if not is_first():
         return 0
     if arguments.json:
         print(json.dumps({"output_dir": config.output_dir, "metrics": record.metrics}))
@@ -118,12 +119,6 @@ def _unfinished(file: str | None, given: dict[str, Any]) -> RunConfig:
                 remedy=f"leave --{name.replace('_', '-')} out to go on, or start anew with --overwrite",
             )
     return now
-
-
-def _is_first_process() -> bool:
-    from accelerate import PartialState
-
-    return PartialState().is_main_process
 
 
 def _decorate(record: RunRecord, directory: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from ..adapters.targets import adapted_modules
 from ..errors import TrainingError
+from .batches import BucketBatches, lengths_of
 from .config import RunConfig
 from .state import random_state, set_random
 
@@ -133,12 +134,9 @@ def _data(config: RunConfig, trainer: Any) -> dict[str, Any]:
     dataset = trainer.train_dataset
     if "input_ids" not in dataset.column_names:
         return {"rows": len(dataset)}
-    lengths = [len(ids) for ids in dataset["input_ids"]]
-    order = list(trainer._get_train_sampler())
-    padded = 0
-    for start in range(0, len(order), config.batch_size):
-        batch = [lengths[i] for i in order[start : start + config.batch_size]]
-        padded += max(batch) * len(batch)
+    lengths = lengths_of(dataset)
+    batches = BucketBatches(lengths, config.batch_size, config.data_seed).global_batches()
+    padded = sum(max(lengths[row] for row in batch) * len(batch) for batch in batches)
     tokens = sum(lengths)
     learnt = {}
     if config.is_language:
@@ -183,7 +181,7 @@ def _measure(config: RunConfig, trainer: Any, steps: int, warnings: list[str]) -
     """Forward and backward at the longest batch and at a middling one; gradients are looked at and thrown away."""
     dataset, model = trainer.train_dataset, trainer.model
     has_tokens = "input_ids" in dataset.column_names
-    lengths = [len(ids) for ids in dataset["input_ids"]] if has_tokens else [1] * len(dataset)
+    lengths = lengths_of(dataset)
     by_length = sorted(range(len(dataset)), key=lambda i: lengths[i])
     middle = max(0, len(by_length) // 2 - config.batch_size // 2)
     batches = [by_length[-config.batch_size :], by_length[middle : middle + config.batch_size]]

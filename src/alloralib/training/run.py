@@ -32,6 +32,7 @@ from .checkpoints import latest, steps_of
 from .config import DEFAULT_TEST_SHARE, RunConfig
 from .models import load_model, load_processor, locate
 from .preflight import preflight
+from .processes import is_first
 from .scores import Scorer, describe_labels
 from .state import RunState, set_weights, trained_weights
 from .trainers import check_optimizer, make_trainer
@@ -78,7 +79,7 @@ def train(config: RunConfig, *, resume: bool = False, decorate: Decorate | None 
         Interrupted: a signal ended the run early; a checkpoint is there.
     """
     space = Workspace(config.output_dir)
-    main = _is_main()
+    main = is_first()
     if main:
         space.check_resumable() if resume else space.check_free(config.overwrite)
     if resume and space.complete:
@@ -173,7 +174,7 @@ def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> 
     model = get_peft_model(model, adapter_config)
     digests = {name: _digest(table) for name, table in _tables(parts).items()}
     run = RunState(space.checkpoints, digests)
-    callbacks = [Progress(run, _is_main()), Cadence(config, run, parts.validation is not None), interruption]
+    callbacks = [Progress(run, is_first()), Cadence(config, run, parts.validation is not None), interruption]
     collate = None if config.is_language else collator(config.kind, processor)
     trainer = make_trainer(config, model, processor, examples["train"], collate, str(space.working), callbacks)
     interruption.trainer = trainer
@@ -330,12 +331,6 @@ def _describe_adapter(config: RunConfig, found: dict[str, Any]) -> dict[str, Any
         "modules": found["modules"],
         "trained_parameters": found["parameters"],
     }
-
-
-def _is_main() -> bool:
-    from accelerate import PartialState
-
-    return PartialState().is_main_process
 
 
 class _Clock:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.trainer import TRAINER_STATE_NAME
@@ -192,9 +193,16 @@ def _all_random(trainer: Any) -> list[tuple[Any, dict[str, Tensor]]]:
     frozen = freeze(random_state(), kept, "random")
     if trainer.args.world_size == 1:
         return [(frozen, kept)]
-    gathered: list[Any] = [None] * trainer.args.world_size
-    torch.distributed.all_gather_object(gathered, (frozen, kept))
-    return gathered
+    device, size = trainer.args.device, trainer.args.world_size
+    words = torch.frombuffer(bytearray(json.dumps(frozen).encode()), dtype=torch.uint8)
+    blob = torch.frombuffer(bytearray(save(kept | {"": words})), dtype=torch.uint8).to(device)  # bytes, and no pickle
+    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(size)]
+    torch.distributed.all_gather(lengths, torch.tensor([len(blob)], device=device))
+    longest = max(int(length) for length in lengths)
+    blobs = [torch.zeros(longest, dtype=torch.uint8, device=device) for _ in range(size)]
+    torch.distributed.all_gather(blobs, torch.nn.functional.pad(blob, (0, longest - len(blob))))
+    gathered = [load(bytes(b[: int(n)].cpu().numpy())) for b, n in zip(blobs, lengths, strict=True)]
+    return [(json.loads(bytes(tensors.pop("").numpy())), tensors) for tensors in gathered]
 
 
 def _trainer_state(trainer: Any) -> str:

@@ -11,7 +11,7 @@ Foreign private API used here: the Trainer methods that its loop calls and that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +19,15 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.training_args import OptimizerNames
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage] (its lazy exports)
 
 from ..adapters.methods import optimizer_groups
 from ..errors import ConfigError, TrainingError, did_you_mean
+from .batches import BucketBatches, lengths_of
 from .config import DEFAULT_EPOCHS, RunConfig
+from .processes import on_cpu
 from .state import RunState, load_model, load_optimizer, load_random, snapshot
-
-
-class BucketSampler(torch.utils.data.Sampler[int]):
-    """Row numbers, rows of similar length beside each other; the order is a function of seed and epoch alone.
-
-    Args:
-        lengths: tokens per row; all equal gives a plain shuffle.
-        batch_size: rows per forward pass over all processes, so that their number does not change the order.
-        seed: of the order.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Which epoch's order comes next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        # a generator of its own: transformers' sampler draws from torch's global one, which the adapter's initial values
-        # and dropout draw from as well, so that the order of the data would depend on the method
-        generator = torch.Generator().manual_seed(self.seed * 2**20 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
 class RunTrainer:
@@ -82,11 +57,12 @@ class RunTrainer:
     control: Any
     callback_handler: Any
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
-        columns = self.train_dataset.column_names
-        rows = len(self.train_dataset)
-        lengths = [len(ids) for ids in self.train_dataset["input_ids"]] if "input_ids" in columns else [1] * rows
-        self._sampler = BucketSampler(lengths, self.args.train_batch_size * self.args.world_size, self.args.data_seed)
+    def _get_train_sampler(self, train_dataset: Any = None) -> BucketBatches:
+        args = self.args
+        self._sampler = BucketBatches(
+            lengths_of(self.train_dataset), args.train_batch_size * args.world_size, args.data_seed,
+            process=args.process_index, processes=args.world_size,
+        )  # fmt: skip
         return self._sampler
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -154,6 +130,14 @@ class RunTrainer:
 class ClassificationTrainer(RunTrainer, Trainer):
     """transformers' Trainer as a run needs it."""
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The mean over the rows of all processes, also where one has fewer than another."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.args.world_size == 1:
+            return loss
+        rows = torch.tensor(float(len(inputs["labels"])), device=self.args.device)
+        return loss * rows / self.accelerator.gather(rows).mean()
+
 
 class LanguageTrainer(RunTrainer, SFTTrainer):
     """TRL's SFTTrainer as a run needs it."""
@@ -200,6 +184,7 @@ def _arguments(config: RunConfig, directory: str) -> dict[str, Any]:
         "disable_tqdm": True,
         "label_names": ["labels"],
         "remove_unused_columns": False,
+        "use_cpu": on_cpu(),
         "bf16": False,  # the frozen weights' own dtype is the choice (`dtype`)
     }
 

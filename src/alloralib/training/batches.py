@@ -1,0 +1,75 @@
+"""Which rows make a batch: rows of similar length, in an order that is a function of seed and epoch alone.
+
+Foreign private API used here: transformers' Trainer takes a batch sampler from `_get_train_sampler` only if it is a
+`BatchRebalanceSampler`, which knows its own process; ours is one by name and does its own batching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import torch
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+POOL = 50
+"""Batches that are sorted by length together: large enough for little padding, small enough for chance."""
+
+
+class BucketBatches(BatchRebalanceSampler):
+    """The batches of one process.
+
+    Rows are shuffled, sorted by length within pools of `POOL` batches, cut into batches, and the batches shuffled; the
+    one with the longest row comes first, so that memory runs out at once or never. Rows of one length stay in chance's
+    order, so an epoch's batches are not those of the one before. Every process takes its share of every batch: the rows
+    of a step do not depend on the number of processes. Where the last batch of an epoch has fewer rows than processes,
+    some of them see one that another sees too.
+
+    transformers' own samplers draw from torch's global generator, which the adapter's initial values and dropout draw
+    from as well: the order of the data would depend on the method.
+
+    Args:
+        lengths: tokens per row; all equal gives a plain shuffle.
+        batch_size: rows per forward pass over all processes.
+        seed: of the order.
+        process, processes: which of how many this is.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, *, process: int = 0, processes: int = 1) -> None:
+        self.lengths, self.rows, self.seed, self.epoch = lengths, batch_size, seed, 0
+        self.batch_size = None  # accelerate would fill a process's share up to it
+        self.process, self.processes = process, processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch's batches come next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.rows)
+
+    def __iter__(self) -> Generator[list[int], None, None]:
+        for batch in self.global_batches():
+            own = batch[self.process :: self.processes]
+            yield own or batch[:1]
+
+    def global_batches(self) -> list[list[int]]:
+        """The batches over all processes."""
+        generator = torch.Generator().manual_seed(self.seed * 2**20 + self.epoch)
+        rows: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
+        pool = POOL * self.rows
+        ordered: list[int] = []
+        for start in range(0, len(rows), pool):
+            ordered += sorted(rows[start : start + pool], key=self.lengths.__getitem__, reverse=True)
+        batches = [ordered[start : start + self.rows] for start in range(0, len(ordered), self.rows)]
+        # the incomplete one stays last, where a step that is made of several batches expects it
+        whole = batches[:-1] if len(batches[-1]) < self.rows else batches
+        shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
+        shuffled.sort(key=lambda batch: self.lengths[batch[0]] < max(self.lengths))  # stable: the longest first
+        return shuffled + batches[len(whole) :]
+
+
+def lengths_of(dataset: Any) -> list[int]:
+    """Tokens of every row; 1 where rows have no tokens."""
+    if "input_ids" not in dataset.column_names:
+        return [1] * len(dataset)
+    return [len(ids) for ids in dataset["input_ids"]]
