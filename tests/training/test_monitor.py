@@ -170,3 +170,23 @@ def test_a_reporter_that_is_not_installed(base, tmp_path, capsys) -> None:  # no
     assert main(with_(base, report_to="tensorbord")) == 2
     assert "tensorboard" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("task", ["classification", "causal-lm"])
+def test_accumulated_micro_batches_are_one_batch(base, tmp_path, task: str) -> None:  # noqa: F811
+    """With SGD, four rows twice and eight rows once take the same step."""
+    lines = (tmp_path / "reviews.csv").read_text().splitlines()
+    (tmp_path / "few.csv").write_text("\n".join(lines[:17]) + "\n")
+    (tmp_path / "held.csv").write_text("\n".join([lines[0], *lines[30:40]]) + "\n")
+    words = with_(
+        base, data=tmp_path / "few.csv", test_share=None, test_data=tmp_path / "held.csv", task=task, optimizer="sgd",
+        learning_rate=0.5, max_steps=1, schedule="constant", warmup=0,
+    )  # fmt: skip
+    assert main(with_(words, batch_size=16)) == 0
+    once = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert main([*with_(words, batch_size=4, gradient_accumulation=4), "--overwrite"]) == 0
+    twice = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    moved = [name for name in once if "lora_B" in name]
+    assert moved
+    for name in moved:
+        torch.testing.assert_close(twice[name], once[name], rtol=1e-3, atol=1e-6)

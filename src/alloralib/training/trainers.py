@@ -130,6 +130,12 @@ class RunTrainer:
 class ClassificationTrainer(RunTrainer, Trainer):
     """transformers' Trainer as a run needs it."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Classifiers take any keyword and give the mean over their own rows all the same. Trainer believes that they have
+        # divided by the rows of all micro-batches and processes, and would scale loss and gradient by both numbers.
+        self.model_accepts_loss_kwargs = False
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The mean over the rows of all processes, also where one has fewer than another."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
