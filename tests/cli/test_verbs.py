@@ -5,10 +5,8 @@ import json
 import re
 import subprocess
 import sys
-import types
 import warnings
 
-import datasets
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -18,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from alloralib import peft_config
 from alloralib.adapters.inspection import inspect_adapter
 from alloralib.cli.main import VERBS, main
-from alloralib.data.table import read_table
 from alloralib.ops.scale import row_norms, scale
 from alloralib.records import RunRecord
 from alloralib.training.config import RunConfig
@@ -28,49 +25,16 @@ from ..conftest import WORDS
 
 
 @pytest.fixture(autouse=True)
-def _stand_ins(monkeypatch):
-    """The data floor's two doors, as the verbs know them; and the verbs' silence ends with the test."""
-    parts, examples = types.ModuleType("parts"), types.ModuleType("examples")
-
-    def load_parts(kind, columns, *, data, **settings):
-        table = read_table(data)
-        return types.SimpleNamespace(train=table, validation=None, test=table.take(range(20)), removed={})
-
-    def build_examples(kind, table, columns, *, processor, names=None, max_length=None):
-        rows = {"row": list(range(len(table)))}
-        if kind == "classification":
-            encoded = processor(table.columns[columns.text], truncation=True, max_length=max_length)
-            labels = [names.index(str(v)) for v in table.columns[columns.label]]
-            rows |= {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels}
-        elif columns.text is not None:
-            rows["text"] = table.columns[columns.text]
-        elif columns.prompt is not None:
-            rows |= {"prompt": table.columns[columns.prompt], "completion": table.columns[columns.completion]}
-        else:
-            texts = [processor.apply_chat_template(m, tokenize=False) for m in table.columns[columns.messages]]
-            ids = processor(texts, add_special_tokens=False)["input_ids"]
-            rows |= {"input_ids": ids, "labels": ids}
-        return datasets.Dataset.from_dict(rows)
-
-    def collator(kind, processor):
-        if kind == "classification":
-            from transformers import DataCollatorWithPadding
-
-            return DataCollatorWithPadding(processor)
-        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-        return DataCollatorForLanguageModeling(pad_token_id=processor.pad_token_id)
-
-    parts.load_parts, examples.build_examples, examples.collator = load_parts, build_examples, collator
-    monkeypatch.setitem(sys.modules, "alloralib.data.parts", parts)
-    monkeypatch.setitem(sys.modules, "alloralib.data.examples", examples)
+def _warnings():
+    """The verbs' silence ends with the test."""
     with warnings.catch_warnings():
         yield
 
 
 def lay_out(directory, base: str, task: str, data, *, method="allora", trained=True, record=True, **columns):
     """What a run leaves behind."""
-    settings = {"task": task, "model": base, "data": str(data), "output_dir": str(directory), "method": method} | columns
+    settings = {"task": task, "model": base, "data": str(data), "output_dir": str(directory), "method": method}
+    settings |= {"test_share": 0.5, "test_rows": 20} | columns
     config = RunConfig.of(settings)
     torch.manual_seed(config.adapter_seed)
     labels = ["neg", "pos"] if task == "classification" else None
@@ -87,7 +51,8 @@ def lay_out(directory, base: str, task: str, data, *, method="allora", trained=T
     AutoTokenizer.from_pretrained(base).save_pretrained(directory)
     if record:
         described = {"labels": labels} if labels else {}
-        empty = {"machine": {}, "model": {}, "adapter": {}, "metrics": {}, "history": [], "seconds": {}, "versions": {}}
+        empty = {"machine": {}, "model": {}, "adapter": {}, "preflight": {}, "metrics": {}, "history": [], "seconds": {}}
+        empty |= {"validation": {"history": [], "best_step": None}, "rule": [], "versions": {}}
         RunRecord(config=config.model_dump(exclude_none=True), command="", data=described, **empty).write(
             directory / "record.json"
         )
@@ -160,7 +125,7 @@ def test_evaluate_an_adapter_without_a_record(tmp_path, tiny_llama, reviews, cap
     refused(words[:2], tmp_path, capsys, "give --data")
     one = tmp_path / "one.csv"
     one.write_text("text,label\ngood film,pos\n")
-    refused(["evaluate", str(tmp_path / "run"), "--data", str(one)], tmp_path, capsys, "1 classes and the adapter's head 2")
+    refused(["evaluate", str(tmp_path / "run"), "--data", str(one)], tmp_path, capsys, "one class only")
 
 
 def test_evaluate_language(writer, tmp_path, capsys) -> None:
@@ -187,14 +152,15 @@ def test_evaluate_multiple_choice(tmp_path, tiny_llama, capsys) -> None:
     assert {"accuracy", "accuracy_per_token", "accuracy_generated"} <= found["tuned"].keys()
 
 
-CHAT = "{% for m in messages %}{{ m.role }} {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}actor{% endif %}"
+CHAT = "{% for m in messages %}{{ m.role }} {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
 
 
 @pytest.fixture
 def chat(tmp_path, tiny_llama) -> str:
     data = tmp_path / "chat.jsonl"
-    turn = {"messages": [{"role": "user", "content": "good film"}, {"role": "assistant", "content": "fine"}]}
-    data.write_text((json.dumps(turn) + "\n") * 24)
+    asked = [f"{WORDS[i % 20]} {WORDS[(i * 7 + 3) % 20]}" for i in range(24)]
+    turns = [[{"role": "user", "content": text}, {"role": "assistant", "content": "fine"}] for text in asked]
+    data.write_text("".join(json.dumps({"messages": turn}) + "\n" for turn in turns))
     lay_out(tmp_path / "run", tiny_llama, "chat", data)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     tokenizer.chat_template = CHAT

@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorWithPadding, ViTConfig, ViTForImageClassification
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from alloralib.evaluation.answers import classify, language_loss, longest_first, predict_classes, token_loss
+from alloralib.evaluation.answers import classify, language_loss, longest_first
 
 from ..adapters.models import bert, gpt2, llama, randomise
 
@@ -52,9 +52,6 @@ def test_classify(tokenizer, batch_size: int) -> None:
     assert [item["row"] for item in found.items] == examples["row"]
     assert found.metrics["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
     assert found.metrics["accuracy"] == sum(item["correct"] for item in found.items) / len(ids)
-    assert ["xyz"[i] for i in predict_classes(model, examples, DataCollatorWithPadding(tokenizer), 4)] == [
-        item["predicted"] for item in found.items
-    ]
 
 
 def test_classify_images() -> None:
@@ -112,9 +109,6 @@ def test_language_loss(make, batch_size: int) -> None:
         assert item["loss"] == (pytest.approx(sum(losses) / len(losses), abs=1e-5) if losses else None)
     assert found.metrics["tokens"] == count
     assert found.metrics["loss"] == pytest.approx(total / count, abs=1e-6)
-    assert token_loss(model, examples, DataCollatorForLanguageModeling(pad_token_id=0), 4) == (
-        pytest.approx(total / count, abs=1e-6), count
-    )  # fmt: skip
 
 
 def test_batches_waste_no_padding_beyond_their_own_longest() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.forms import PARTS
 from .arguments import RUN_FLAGS, add_run, check_least, check_run
+from .quiet import quiet
 
 if TYPE_CHECKING:
     from .asking import Answers
@@ -60,14 +61,14 @@ def run(arguments: argparse.Namespace) -> int:
     items = None if arguments.items is None else Path(arguments.items)
     if items is not None and not items.parent.is_dir():
         raise ConfigError("no such directory", where=str(items.parent), remedy="make it first, or give another --items")
+    quiet()
     from ..data.forms import LANGUAGE
     from ..data.registry import REGISTRY
     from .asking import ask_both, compare
-    from .runs import columns_of, named_by, open_run, quiet, read_rows
+    from .runs import columns_of, named_by, open_run, read_rows
 
     if arguments.split is not None and arguments.data is not None and arguments.data not in REGISTRY:
         raise ConfigError("--split is for a registered set or the run's own data", remedy="leave it out: all rows are asked")
-    quiet()
     opened = open_run(arguments)
     tasks = [] if arguments.lm_eval is None else [t.strip() for t in arguments.lm_eval.split(",") if t.strip()]
     if (tasks or arguments.generate) and opened.kind not in LANGUAGE:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from .arguments import RUN_FLAGS, add_run, check_run
+from .quiet import quiet
 
 HELP = "write an adapter for other tools: peft, merged, gguf"
 DESCRIPTION = """\
@@ -47,11 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"unknown --format {arguments.format!r}", remedy=did_you_mean(arguments.format, FORMATS))
     if arguments.converter is not None and arguments.format != "gguf":
         raise ConfigError("--converter is for --format gguf", remedy="leave it out")
+    quiet()
     from ..adapters.export import check_mergeable, export_merged, export_peft
     from ..adapters.gguf_export import export_gguf, find_converter
-    from .runs import open_run, proof_inputs, quiet
+    from .runs import open_run, proof_inputs
 
-    quiet()
     converter = find_converter(arguments.converter) if arguments.format == "gguf" else None
     opened = open_run(arguments)
     check_mergeable(opened.directory)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import RUN_FLAGS, add_run, check_least, check_run
+from .quiet import quiet
 
 HELP = "answer prompts with the base and the tuned model, side by side"
 DESCRIPTION = """\
@@ -48,11 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
     check_run(arguments)
     check_least(arguments, max_new_tokens=1, batch_size=1, seed=0, temperature=0)
     prompts = arguments.prompt or read_prompts(Path(arguments.prompts))
+    quiet()
     from ..data.forms import LANGUAGE
     from ..evaluation.generation import generate_answers
-    from .runs import open_run, quiet
+    from .runs import open_run
 
-    quiet()
     opened = open_run(arguments)
     if opened.kind not in LANGUAGE:
         raise ConfigError(f"a model for {opened.kind} says nothing", where=arguments.run, remedy="use allora evaluate")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,17 @@ import torch
 from peft import PeftModel
 
 from ..adapters.inspection import read_config, read_weights
+from ..data.choices import questions
+from ..data.examples import build_examples
 from ..data.forms import KINDS, LANGUAGE, Columns, Kind
+from ..data.labels import label_names
+from ..data.parts import load_parts
 from ..data.registry import REGISTRY
+from ..data.table import Table, read_table
 from ..errors import AlloraError, ConfigError
 from ..records import RECORD_FILE, RunRecord
 from ..training.config import RunConfig
-from ..training.models import load_model, load_tokenizer, locate
+from ..training.models import load_model, load_processor, locate
 
 _KIND_OF = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}
 _PARTS_OF_A_RUN = (
@@ -115,14 +118,11 @@ def _labels(directory: Path) -> list[str]:
 
 
 def _processor(directory: Path, base: str, kind: Kind) -> Any:
-    if kind == "image-classification":
-        from transformers import AutoImageProcessor
-
-        return AutoImageProcessor.from_pretrained(base)
-    return load_tokenizer(str(directory) if (directory / "tokenizer_config.json").is_file() else base)
+    own = any((directory / name).is_file() for name in ("tokenizer_config.json", "preprocessor_config.json"))
+    return load_processor(str(directory) if own else base, kind)
 
 
-def read_rows(run: OpenRun, data: str | None, split: str, columns: dict[str, str]) -> Any:
+def read_rows(run: OpenRun, data: str | None, split: str, columns: dict[str, str]) -> Table:
     """The rows to ask about, as a Table.
 
     Args:
@@ -138,11 +138,7 @@ def read_rows(run: OpenRun, data: str | None, split: str, columns: dict[str, str
     if data is None and run.config is None:
         raise ConfigError("an adapter without a record does not say on what to ask it", remedy="give --data")
     if data is not None and data not in REGISTRY:
-        from ..data.table import read_table
-
         return read_table(data)
-    from ..data.parts import load_parts  # pyright: ignore[reportMissingImports]
-
     settings: dict[str, Any] = {} if run.config is None else run.config.model_dump(include={*_PARTS_OF_A_RUN})
     if data is not None:  # another set, from where the run's own came
         settings = {"data": data, "data_dir": settings.get("data_dir")}
@@ -163,59 +159,41 @@ def proof_inputs(run: OpenRun, count: int = 8) -> tuple[list[dict[str, torch.Ten
     """What an export is compared on: one row per batch, from the run's data or else built in; and which of the two."""
     try:
         rows = read_rows(run, None, "test", {})
-        columns = columns_of(run, {}, None)
-        named = columns.named()
-        values = rows.columns[next(iter(named.values()))][:count]
-        source = f"{len(values)} test rows"
+        rows = rows.take(list(range(min(count, len(rows)))))
+        return _inputs(run, rows, columns_of(run, {}, None)), f"{len(rows)} test rows"
     except (AlloraError, OSError):  # the data of a run may be gone, and the adapter still has to be proven
-        values, source = list(SENTENCES), "built-in sentences"
         if run.kind == "image-classification":
             noise = torch.randint(0, 256, (4, 64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-            values, source = list(noise.numpy()), "images of noise"
-    return [_encode(run, value) for value in values], source
+            pixels = run.processor(images=list(noise.numpy()), return_tensors="pt")["pixel_values"]
+            return [{"pixel_values": p[None].to(run.dtype)} for p in pixels], "images of noise"
+        return _encoded(run, list(SENTENCES)), "built-in sentences"
 
 
-def _encode(run: OpenRun, value: Any) -> dict[str, torch.Tensor]:
-    if run.kind == "image-classification":
-        return {"pixel_values": run.processor(images=value, return_tensors="pt")["pixel_values"].to(run.dtype)}
-    if run.kind == "chat" and not isinstance(value, str):
-        text = run.processor.apply_chat_template(chat_messages(value), tokenize=False)
-        return dict(
-            run.processor(text, return_tensors="pt", truncation=True, max_length=run.max_length, add_special_tokens=False)
-        )
-    return dict(run.processor(str(value), return_tensors="pt", truncation=True, max_length=run.max_length))
+def _inputs(run: OpenRun, rows: Table, columns: Columns) -> list[dict[str, torch.Tensor]]:
+    if columns.prompt is not None and columns.completion is not None:
+        pairs = zip(rows.columns[columns.prompt], rows.columns[columns.completion], strict=True)
+        return _encoded(run, [prompt + completion for prompt, completion in pairs])
+    if run.kind == "multiple-choice":
+        return _encoded(run, [q.prompt + q.choices[q.answer] for q in questions(rows, columns)])
+    if run.kind == "causal-lm":
+        return _encoded(run, rows.columns[columns.text or "text"])
+    examples: Any = build_examples(run.kind, rows, columns, processor=run.processor, names=run.labels, max_length=run.max_length)
+    names = {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
+    return [{name: torch.as_tensor(value)[None] for name, value in example.items() if name in names} for example in examples]
 
 
-def chat_messages(value: Any) -> list[dict[str, Any]]:
-    """A conversation with `role` and `content`, from that form or from ShareGPT's."""
-    roles = {"human": "user", "gpt": "assistant", "bot": "assistant"}
-    return [
-        {"role": roles.get(role := m.get("role") or m.get("from"), role), "content": m.get("content") or m.get("value")}
-        for m in value
-    ]
+def _encoded(run: OpenRun, texts: list[str]) -> list[dict[str, torch.Tensor]]:
+    return [dict(run.processor(text, return_tensors="pt", truncation=True, max_length=run.max_length)) for text in texts]
 
 
-def quiet() -> None:
-    """Leave the screen to progress lines and to errors."""
-    import datasets
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers|trl)\b")
-    warnings.showwarning = lambda message, category, *rest, **kw: print(f"allora: warning: {message}", file=sys.stderr)
-
-
-def named_by(run: OpenRun, rows: Any, columns: Columns) -> OpenRun:
-    """The run with the names of its classes taken from the data, sorted as training sorts them.
+def named_by(run: OpenRun, rows: Table, columns: Columns) -> OpenRun:
+    """The run with the names of its classes taken from the data, as training takes them.
 
     Raises:
         ConfigError: the data has another number of classes than the adapter's head.
     """
     assert run.labels is not None
-    names = sorted({str(value) for value in rows.columns.get(columns.label, [])})
+    names = label_names(rows, columns.label or "label")
     if len(names) != len(run.labels):
         raise ConfigError(
             f"the data has {len(names)} classes and the adapter's head {len(run.labels)}",

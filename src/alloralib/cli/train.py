@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .quiet import quiet
 
 if TYPE_CHECKING:
     from ..records import RunRecord
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(config.to_yaml(), end="")
         return 0
-    _quiet()
+    quiet()
     from ..training.preflight import report
     from ..training.processes import is_first
     from ..training.run import dry_run, train
@@ -127,19 +128,6 @@ def _decorate(record: RunRecord, directory: Path) -> None:
 
     draw_loss(record, directory / "loss.png")
     write_card(record, directory / "README.md")
-
-
-def _quiet() -> None:
-    """Leave the screen to the progress line and to errors."""
-    import datasets
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers|trl)\b")
-    warnings.showwarning = lambda message, category, *rest, **kw: print(f"allora: warning: {message}", file=sys.stderr)
 
 
 def summary(record: RunRecord, directory: str) -> str:

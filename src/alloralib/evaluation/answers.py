@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from .metrics import Evaluation, classification_metrics, perplexity
@@ -147,16 +146,3 @@ def takes(model: Any, argument: str) -> bool:
     """Whether the model below the adapter has an argument of that name."""
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     return argument in inspect.signature(bare.forward).parameters
-
-
-def predict_classes(model: Any, examples: Any, collate: Collate, batch_size: int, tick: Tick = nothing) -> NDArray[np.int64]:
-    """The most probable class of every example: (N,), in the order of `examples`."""
-    names = [str(i) for i in range(model.config.num_labels)]
-    items = classify(model, examples, collate, names, batch_size, tick).items
-    return np.asarray([int(item["predicted"]) for item in items], dtype=np.int64)
-
-
-def token_loss(model: Any, examples: Any, collate: Collate, batch_size: int, tick: Tick = nothing) -> tuple[float, int]:
-    """Mean cross-entropy in nats per predicted token, and the number of those tokens."""
-    metrics = language_loss(model, examples, collate, batch_size, tick).metrics
-    return metrics["loss"], int(metrics["tokens"])

@@ -7,15 +7,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..data.choices import questions
 from ..data.labels import label_names, labels, majority_share
 from ..data.parts import Parts
 from ..data.registry import REGISTRY
 from ..data.table import Table
-from ..evaluation.answers import Evaluation, classify, language_loss
-from ..evaluation.choice import choose
+from ..evaluation.ask import Asked, ask
+from ..evaluation.metrics import Evaluation
 from .config import RunConfig
-from .trainers import tokenised
+from .trainers import tokenise
 
 
 class Scorer:
@@ -42,31 +41,19 @@ class Scorer:
         return self._score(self.parts.validation, "validation", "validating", full=False).metrics
 
     def _prepared(self, dataset: Any, name: str) -> Any:
-        if not self.config.is_language:
-            return dataset
-        trainer = self.trainer
-        prepared = trainer._prepare_dataset(dataset, self.processor, trainer.args, False, None, name)
-        return tokenised(prepared)
+        return tokenise(self.trainer, self.processor, dataset, name) if self.config.is_language else dataset
 
     def _score(self, table: Table, name: str, title: str, *, full: bool) -> Evaluation:
-        examples, model, size = self.examples[name], self.trainer.model, self.config.batch_size
-        collate = self.trainer.plain_collator
-        chooses = full and self.config.task == "multiple-choice"
-        total = len(examples) + (len(table) if chooses else 0)
+        asked = Asked(
+            self.config.kind, table, self.config.columns, self.examples[name], self.trainer.plain_collator, self.names
+        )
+        total = len(table) * (2 if full and self.config.task == "multiple-choice" else 1)
         with tqdm(
             total=total, desc=title, unit="row", file=sys.stderr, leave=False, disable=not self.trainer.is_world_process_zero()
         ) as bar:
-            if self.names is not None:
-                return classify(model, examples, collate, self.names, size, bar.update)
-            scored = language_loss(model, examples, collate, size, bar.update)
-            if not chooses:
-                return scored
-            asked = questions(table, self.config.columns)
-            chosen = choose(
-                model, self.processor, [q.prompt for q in asked], [q.choices for q in asked], [q.answer for q in asked],
-                batch_size=size, tick=bar.update,
+            return ask(
+                asked, self.trainer.model, self.processor, batch_size=self.config.batch_size, choices=full, tick=bar.update
             )  # fmt: skip
-            return Evaluation(scored.metrics | chosen.metrics, chosen.items)
 
 
 def describe_labels(config: RunConfig, parts: Parts) -> list[str]:

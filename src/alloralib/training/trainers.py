@@ -6,7 +6,7 @@ metrics, and the rule's own history.
 
 Foreign private API used here: the Trainer methods that its loop calls and that are overridden below (`_run_epoch`,
 `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_rng_state`, `_clip_grad_norm`,
-`_get_train_sampler`).
+`_get_train_sampler`), and TRL's `_prepare_dataset`.
 """
 
 from __future__ import annotations
@@ -230,12 +230,16 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     if config.is_language:
-        trainer.train_dataset = tokenised(trainer.train_dataset)
+        trainer.train_dataset = _columns(trainer.train_dataset)
     trainer.plain_collator = trainer.data_collator
     trainer.data_collator = with_rows(trainer.data_collator)
     return trainer
 
 
-def tokenised(dataset: Any) -> Any:
-    """The columns of a prepared language data set that a batch is made of."""
+def tokenise(trainer: Any, processor: Any, dataset: Any, name: str) -> Any:
+    """A language data set as TRL's trainer tokenises, masks and cuts it: input_ids, labels and row."""
+    return _columns(trainer._prepare_dataset(dataset, processor, trainer.args, False, None, name))
+
+
+def _columns(dataset: Any) -> Any:
     return dataset.select_columns(["input_ids", "labels", "row"])
