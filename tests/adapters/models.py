@@ -80,9 +80,9 @@ def tokens(rows: int = 2, length: int = 7) -> Tensor:
     return torch.randint(1, 64, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-def randomise(model: nn.Module, adapter: str = "default", size: float = 0.3) -> None:
+def randomise(model: nn.Module, adapter: str = "default", size: float = 0.3, seed: int = 7) -> None:
     """Move every factor of the adapter off its initial value, B = 0 above all."""
-    g = torch.Generator().manual_seed(7)
+    g = torch.Generator().manual_seed(seed)
     for name, p in sorted(model.named_parameters()):
         if "lora_" in name and f".{adapter}" in name:
             p.data.copy_(size * torch.randn(p.shape, generator=g))

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import LayerError
-from . import quantised
+from . import quantised, siblings
 from .config import AlloraConfig
 from .layers import AlloraLayer, Conv1d, Conv2d, Conv3d, Embedding, Linear, ParamWrapper, check_base
 
@@ -102,11 +102,15 @@ def adopt(model: nn.Module) -> int:
         if ours is not None:
             module.__class__ = ours
             adopted += 1
+    for path, module in model.named_modules():
+        siblings.introduce(module, path)
     return adopted
 
 
-def _refuse_stock_layers() -> None:
-    """Make PEFT ask before it gives an ALLoRA adapter to a LoRA layer that a stock `LoraConfig` built.
+def _watch_layers() -> None:
+    """See every adapter that PEFT gives to a layer: refuse some, and make siblings known to each other.
+
+    Refused is an ALLoRA adapter on a LoRA layer that a stock `LoraConfig` built.
 
     A second adapter goes to the layers that the first one built, and each class of PEFT's layers looks for variants in
     its own way; several (bitsandbytes, GPTQ, HQQ) would not see ours and train plain LoRA under its name.
@@ -114,7 +118,10 @@ def _refuse_stock_layers() -> None:
     create_and_replace = LoraModel._create_and_replace  # pyright: ignore[reportPrivateUsage]
 
     @functools.wraps(create_and_replace)
-    def checked(self: LoraModel, lora_config: Any, adapter_name: str, target: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def checked(
+        self: LoraModel, lora_config: Any, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
+        current_key: str, **kwargs: Any,
+    ) -> None:  # fmt: skip
         if (
             isinstance(lora_config, AlloraConfig)
             and isinstance(target, peft_layers.LoraLayer)
@@ -125,9 +132,10 @@ def _refuse_stock_layers() -> None:
                 where=f"{type(target).__module__}.{type(target).__name__}",
                 remedy="call alloralib.adopt(model) once before adding the adapter (or add the ALLoRA adapter first)",
             )
-        create_and_replace(self, lora_config, adapter_name, target, *args, **kwargs)
+        create_and_replace(self, lora_config, adapter_name, target, target_name, parent, current_key, **kwargs)
+        siblings.introduce(parent, current_key.rpartition(".")[0])
 
     LoraModel._create_and_replace = checked  # pyright: ignore[reportPrivateUsage]
 
 
-_refuse_stock_layers()
+_watch_layers()

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.lora import layer as peft_layers
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import LayerError
 from ..ops.conv import expand_groups
 from ..ops.delta import lora_delta
-from ..ops.linear import lora_linear
+from ..ops.linear import LinearLayer, lora_linears
 from ..ops.scale import row_norms
-from . import update
+from . import siblings, update
 from .config import AlloraConfig
 from .variants import AlloraVariant, ConvVariant, EmbeddingVariant, LinearVariant, whole
 
@@ -84,6 +85,7 @@ class AlloraLayer(_LoraLayer):
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = {key: value for key, value in state.items() if key != "group"}  # a copy has siblings of its own
         super().__setstate__(state)  # pyright: ignore[reportAttributeAccessIssue] (nn.Module's)
         if any(getattr(v, "apply_to", None) == "update" for v in self.lora_variant.values()):
             update.track(self)  # a deep copy of a tracked layer is tracked
@@ -107,28 +109,56 @@ class Linear(AlloraLayer, peft_layers.Linear):
 
     variant_class = LinearVariant
 
+    group: siblings.Group | None = None
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = None if args or kwargs else self._fusible_adapter()
         if name is None:
             return super().forward(x, *args, **kwargs)
+        if self.group is None or not siblings.grouped():
+            return self._compute(x, [(self, name)])[0]
+        if self.group.is_first(self):
+            together = self._together(name)
+            outputs = self._compute(x, together)
+            self.group.put(x, {id(layer): y for (layer, _), y in zip(together[1:], outputs[1:], strict=True)})
+            return outputs[0]
+        waiting = self.group.take(self, x)
+        return self._compute(x, [(self, name)])[0] if waiting is None else waiting
+
+    def _together(self, name: str) -> list[tuple[Linear, str]]:
+        """This layer and those of its siblings that can be computed with it now, each with its adapter."""
+        mine = self._key(name)
+        together: list[tuple[Linear, str]] = [(self, name)]
+        assert self.group is not None
+        for layer in self.group.layers()[1:]:
+            other = layer._fusible_adapter()
+            # a shard (FSDP with units of single layers) is whole only while its own layer is called
+            if other is not None and layer._key(other) == mine and not isinstance(layer.lora_A[other].weight, DTensor):
+                together.append((layer, other))
+        return together
+
+    def _key(self, name: str) -> tuple[Any, ...]:
+        """What layers have to have in common to be one node."""
         variant: LinearVariant = self.lora_variant[name]  # pyright: ignore[reportAssignmentType]
-        base: Any = self.base_layer
-        A, B = whole(*self.adapter_parameters(name))
-        return lora_linear(
-            x,
-            base.weight,
-            base.bias,
-            A,
-            B,
-            gradient=variant.gradient,
-            eta=variant.eta,
-            scaling=self.scaling[name],
-            fan_in_fan_out=isinstance(base, Conv1D),
-        )
+        return variant.gradient, isinstance(self.base_layer, Conv1D), self.training, self.lora_A[name].weight.device
+
+    @staticmethod
+    def _compute(x: Tensor, layers: list[tuple[Linear, str]]) -> tuple[Tensor, ...]:
+        parts: list[LinearLayer] = []
+        for layer, name in layers:
+            base: Any = layer.base_layer
+            variant: Any = layer.lora_variant[name]
+            A, B = whole(*layer.adapter_parameters(name))
+            parts.append(LinearLayer(base.weight, base.bias, A, B, variant.eta, layer.scaling[name]))
+        first, name = layers[0]
+        gradient = first.lora_variant[name].gradient  # pyright: ignore[reportAttributeAccessIssue]
+        return lora_linears(x, parts, gradient=gradient, fan_in_fan_out=isinstance(first.base_layer, Conv1D))
 
     def _fusible_adapter(self) -> str | None:
         """The one active adapter, if the fused node computes all that is to be computed here."""
         if self._disable_adapters or self.merged_adapters or type(self.base_layer) not in (nn.Linear, Conv1D):
+            return None
+        if not siblings.fused():
             return None
         active = [name for name in self.active_adapters if name in self.lora_A]
         if len(active) != 1:

@@ -177,7 +177,9 @@ def _inputs(run: OpenRun, rows: Table, columns: Columns) -> list[dict[str, torch
         return _encoded(run, [q.prompt + q.choices[q.answer] for q in questions(rows, columns)])
     if run.kind == "causal-lm":
         return _encoded(run, rows.columns[columns.text or "text"])
-    examples: Any = build_examples(run.kind, rows, columns, processor=run.processor, names=run.labels, max_length=run.max_length)
+    examples: Any = build_examples(
+        run.kind, rows, columns, processor=run.processor, names=run.labels, max_length=run.max_length
+    )
     names = {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
     return [{name: torch.as_tensor(value)[None] for name, value in example.items() if name in names} for example in examples]
 

@@ -21,3 +21,8 @@ def once(backward: Backward) -> Backward:
 def apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
     """`function.apply(*args)`, for functions with one output."""
     return cast(Tensor, function.apply(*args))
+
+
+def apply_many(function: type[torch.autograd.Function], *args: Any) -> tuple[Tensor, ...]:
+    """`function.apply(*args)`, for functions with several outputs."""
+    return cast("tuple[Tensor, ...]", function.apply(*args))

@@ -1,93 +1,188 @@
-"""The fused linear layer: frozen base and low-rank branch in one autograd node.
+"""The fused linear layers: frozen base and low-rank branch in one autograd node, for one layer or for several on one input.
 
-    Y = X W^T + b + c (X A^T) B^T
+    Y_k = X W_k^T + b_k + c_k (X A_k^T) B_k^T
 
-    H      = X A^T                                                  N x r, kept for the backward pass
-    P      = G [diag(s) B | B]                                      N x 2r, one product for the two uses of B
-    dL/dB  = c diag(s) G^T H
-    dL/dA  = c P_left^T X
-    dL/dX  = G W + c P_right A                                      added in place; skipped where X wants none
+    H        = X [A_1; A_2; ...]^T               N x (r_1 + r_2 + ...), one product; kept for the backward pass
+    P_k      = G_k [diag(s_k) B_k | B_k]         N x 2 r_k, one product for the two uses of B_k
+    dL/dB_k  = c_k diag(s_k) G_k^T H_k
+    dL/dA    = [c_k P_k,left]^T X                one product for all A_k
+    dL/dX    = sum_k G_k W_k + [c_k P_k,right] [A_1; A_2; ...]    added in place; skipped where X wants none
 
-Derivation: section 4.2 of arXiv:2410.09692 and `lowrank.py`. The slow twin is `reference.linear`.
+Derivation: section 4.2 of arXiv:2410.09692 and `lowrank.py`. Layers that read the same input (queries, keys and values;
+gate and up) share the products with X, which are the narrow ones, and the sum over k needs no temporaries. The slow twin
+is `reference.linear`, layer by layer.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._function import apply, once
+from ._function import apply_many, once
 from .adaptors import GradientAdaptor
 from .lowrank import compute_dtype, lowrank_backward
 
 
-class _LoraLinear(torch.autograd.Function):
+class LinearLayer(NamedTuple):
+    """One of the layers that `lora_linears` computes.
+
+    Attributes:
+        weight: (n1, n2), or (n2, n1) where `fan_in_fan_out` (GPT-2's Conv1D), or None for the branch alone.
+        bias: (n1,) or None.
+        A: (r, n2).
+        B: (n1, r).
+        eta: the scale where a row of BA is zero, > 0; ignored by "natural".
+        scaling: constant factor c on the branch (1 for every ALLoRA adapter).
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    A: Tensor
+    B: Tensor
+    eta: float = 2.0
+    scaling: float = 1.0
+
+
+class _LoraLinears(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        A: Tensor,
-        B: Tensor,
-        scaling: float,
         gradient: GradientAdaptor,
-        eta: float,
+        numbers: tuple[tuple[float, float], ...],
         fan_in_fan_out: bool,
-    ) -> Tensor:
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
         dtype = compute_dtype(x)
-        ctx.scaling, ctx.gradient, ctx.eta, ctx.fan_in_fan_out = scaling, gradient, eta, fan_in_fan_out
-        ctx.dtype, ctx.bias_dtype = dtype, None if bias is None else bias.dtype
+        layers = _layers(tensors, numbers)
+        ctx.gradient, ctx.numbers, ctx.fan_in_fan_out, ctx.dtype = gradient, numbers, fan_in_fan_out, dtype
+        ctx.bias_dtypes = [None if layer.bias is None else layer.bias.dtype for layer in layers]
+        outputs: list[Tensor] = []
         with torch.autocast(device_type=x.device.type, enabled=False):
             rows = x.reshape(-1, x.shape[-1]).to(dtype)
-            hidden = rows @ A.to(dtype).mT
-            if weight is None:
-                y = hidden @ B.to(dtype).mT
-                if scaling != 1:
-                    y = y * scaling
-            else:
-                w = weight.to(dtype)
-                y = F.linear(rows, w.mT if fan_in_fan_out else w, None if bias is None else bias.to(dtype))
-                y.addmm_(hidden, B.to(dtype).mT, alpha=scaling)
-        ctx.save_for_backward(x, weight, A, B, hidden)
-        return y.view(*x.shape[:-1], B.shape[0])
+            hidden = rows @ _stacked(layers, dtype).mT
+            for layer, h in zip(layers, _columns(hidden, layers), strict=True):
+                if layer.weight is None:
+                    y = h @ layer.B.to(dtype).mT
+                    if layer.scaling != 1:
+                        y = y * layer.scaling
+                else:
+                    w = layer.weight.to(dtype)
+                    y = F.linear(rows, w.mT if fan_in_fan_out else w, None if layer.bias is None else layer.bias.to(dtype))
+                    y.addmm_(h, layer.B.to(dtype).mT, alpha=layer.scaling)
+                outputs.append(y.view(*x.shape[:-1], layer.B.shape[0]))
+        saved = [t for layer in layers for t in (layer.weight, layer.A, layer.B)]
+        ctx.save_for_backward(x, hidden, *saved)
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
 
     @staticmethod
     @once
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, A, B, hidden = ctx.saved_tensors
-        need_x, need_w, need_b, need_A, need_B = ctx.needs_input_grad[:5]
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, hidden, *saved = ctx.saved_tensors
         dtype = ctx.dtype
-        grad_x = grad_w = grad_b = grad_A = grad_B = None
+        tensors = [t for i in range(0, len(saved), 3) for t in (saved[i], None, saved[i + 1], saved[i + 2])]
+        layers = _layers(tensors, ctx.numbers)
+        need_x, *needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]
+        grads: list[Tensor | None] = [None] * len(tensors)
+        grad_x: Tensor | None = None
         with torch.autocast(device_type=x.device.type, enabled=False):
-            grad = grad_outputs[0].reshape(-1, B.shape[0]).to(dtype)
-            low = lowrank_backward(
-                grad, hidden, A, B, scaling=ctx.scaling, gradient=ctx.gradient, eta=ctx.eta, need_input=need_x
-            )
-            if need_x:
-                assert low.for_input is not None
-                if weight is None:
-                    grad_rows = low.for_input @ A.to(dtype)
-                else:
-                    w = weight.to(dtype)
-                    grad_rows = grad @ (w.mT if ctx.fan_in_fan_out else w)
-                    grad_rows.addmm_(low.for_input, A.to(dtype))
-                grad_x = grad_rows.view(x.shape).to(x.dtype)
-            if need_A or need_w:
-                rows = x.reshape(-1, x.shape[-1]).to(dtype)
-                if need_A:
-                    grad_A = (low.for_A.mT @ rows).to(A.dtype)
+            rows = x.reshape(-1, x.shape[-1]).to(dtype)
+            for_A: list[Tensor] = []
+            for_input: list[Tensor] = []
+            grad_rows: Tensor | None = None
+            for k, (layer, h, grad) in enumerate(zip(layers, _columns(hidden, layers), grad_outputs, strict=True)):
+                r = layer.A.shape[0]
+                if grad is None:  # an output that nothing was made of
+                    for_A.append(rows.new_zeros(rows.shape[0], r))
+                    for_input.append(for_A[-1])
+                    continue
+                need_w, need_b, _, need_B = needs[4 * k : 4 * k + 4]
+                grad = grad.reshape(-1, layer.B.shape[0]).to(dtype)
+                low = lowrank_backward(
+                    grad, h, layer.A, layer.B,
+                    scaling=layer.scaling, gradient=ctx.gradient, eta=layer.eta, need_input=need_x,
+                )  # fmt: skip
+                for_A.append(low.for_A)
+                if need_x:
+                    assert low.for_input is not None
+                    for_input.append(low.for_input)
+                    if layer.weight is not None:
+                        w = layer.weight.to(dtype)
+                        w = w.mT if ctx.fan_in_fan_out else w
+                        grad_rows = grad @ w if grad_rows is None else grad_rows.addmm_(grad, w)
                 if need_w:
-                    assert weight is not None
-                    grad_w = (rows.mT @ grad if ctx.fan_in_fan_out else grad.mT @ rows).to(weight.dtype)
-            if need_b:
-                grad_b = grad.sum(dim=0).to(ctx.bias_dtype)
-            if need_B:
-                grad_B = low.B.to(B.dtype)
-        return grad_x, grad_w, grad_b, grad_A, grad_B, None, None, None, None
+                    assert layer.weight is not None
+                    natural = rows.mT @ grad if ctx.fan_in_fan_out else grad.mT @ rows
+                    grads[4 * k] = natural.to(layer.weight.dtype)
+                if need_b:
+                    grads[4 * k + 1] = grad.sum(dim=0).to(ctx.bias_dtypes[k])
+                if need_B:
+                    grads[4 * k + 3] = low.B.to(layer.B.dtype)
+            if need_x:
+                stacked = _stacked(layers, dtype)
+                both = _joined(for_input, 1)
+                grad_rows = both @ stacked if grad_rows is None else grad_rows.addmm_(both, stacked)
+                grad_x = grad_rows.view(x.shape).to(x.dtype)
+            if any(needs[2::4]):
+                grad_A = (_joined(for_A, 1).mT @ rows).mT  # transposed, so that each layer has columns of it
+                for k, part in enumerate(_columns(grad_A, layers)):
+                    if needs[4 * k + 2]:
+                        grads[4 * k + 2] = part.mT.to(layers[k].A.dtype)
+        return grad_x, None, None, None, *grads
+
+
+def _layers(tensors: Sequence[Tensor | None], numbers: tuple[tuple[float, float], ...]) -> list[LinearLayer]:
+    layers: list[LinearLayer] = []
+    for k, (eta, scaling) in enumerate(numbers):
+        weight, bias, A, B = tensors[4 * k : 4 * k + 4]
+        assert A is not None
+        assert B is not None
+        layers.append(LinearLayer(weight, bias, A, B, eta, scaling))
+    return layers
+
+
+def _stacked(layers: list[LinearLayer], dtype: torch.dtype) -> Tensor:
+    """All A on top of each other: (sum of ranks, n2)."""
+    return _joined([layer.A.to(dtype) for layer in layers], 0)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
+def _columns(hidden: Tensor, layers: list[LinearLayer]) -> list[Tensor]:
+    """Each layer's columns of H."""
+    columns: list[Tensor] = []
+    start = 0
+    for layer in layers:
+        columns.append(hidden[:, start : start + layer.A.shape[0]])
+        start += layer.A.shape[0]
+    return columns
+
+
+def lora_linears(
+    x: Tensor, layers: Sequence[LinearLayer], *, gradient: GradientAdaptor = "row", fan_in_fan_out: bool = False
+) -> tuple[Tensor, ...]:
+    """Linear layers with low-rank branches that read the same input, trained by the rule of section 4.2.
+
+    Args:
+        x: (..., n2), floating. Products are taken in its dtype, or in autocast's where that is on; A and B may be
+            wider (float32 masters under a bfloat16 model) and get gradients in their own dtype.
+        layers: at least one.
+        gradient: "row" is ALLoRA, "entry" ALLoRA-OD, "natural" LoRA.
+        fan_in_fan_out: whether the weights are stored transposed.
+
+    Returns:
+        one (..., n1) per layer, in the compute dtype. Second derivatives raise.
+    """
+    numbers = tuple((float(layer.eta), float(layer.scaling)) for layer in layers)
+    tensors = [t for layer in layers for t in (layer.weight, layer.bias, layer.A, layer.B)]
+    return apply_many(_LoraLinears, x, gradient, numbers, fan_in_fan_out, *tensors)
 
 
 def lora_linear(
@@ -102,20 +197,6 @@ def lora_linear(
     scaling: float = 1.0,
     fan_in_fan_out: bool = False,
 ) -> Tensor:
-    """Frozen linear layer plus low-rank branch, trained by the rule of section 4.2.
-
-    Args:
-        x: (..., n2), floating. Products are taken in its dtype, or in autocast's where that is on; A and B may be
-            wider (float32 masters under a bfloat16 model) and get gradients in their own dtype.
-        weight: (n1, n2), or (n2, n1) where `fan_in_fan_out` (GPT-2's Conv1D), or None for the branch alone.
-        bias: (n1,) or None.
-        A: (r, n2).
-        B: (n1, r).
-        gradient: "row" is ALLoRA, "entry" ALLoRA-OD, "natural" LoRA.
-        eta: the scale where a row of BA is zero, > 0; ignored by "natural".
-        scaling: constant factor c on the branch (1 for every ALLoRA adapter).
-
-    Returns:
-        (..., n1) in the compute dtype. Second derivatives raise.
-    """
-    return apply(_LoraLinear, x, weight, bias, A, B, scaling, gradient, eta, fan_in_fan_out)
+    """`lora_linears` for one layer; the arguments are those of `LinearLayer`."""
+    layer = LinearLayer(weight, bias, A, B, eta, scaling)
+    return lora_linears(x, [layer], gradient=gradient, fan_in_fan_out=fan_in_fan_out)[0]
