@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,34 @@ def draw_fig3(record: Record, path: Path) -> None:
     _save(figure, path)
 
 
+def draw_table5(record: Record, path: Path) -> None:
+    """Accuracy by epoch, colour = rate: the mean of the runs, and the runs themselves thin; below it the table."""
+    settings = record["settings"]
+    rates, early = settings["rates"], settings["early"]
+    figure, axes = _grid(2, 1, size=(5.6, 2.6), height_ratios=[2.2, 1])
+    ax, table = axes[0][0], axes[1][0]
+    epochs = list(range(1, settings["epochs"] + 1))
+    rows: list[list[str]] = [[], [], [], []]
+    for rate, colour in zip(rates, _colours(rates), strict=True):
+        curves = [r["accuracy"] for r in _all(record, rate=rate)]
+        mean = _mean(curves)
+        for curve in curves:
+            ax.plot(epochs, curve, lw=0.5, alpha=0.4, color=colour)
+        ax.plot(epochs, mean, "o-", ms=3, lw=1.5, color=colour, label=f"{rate:g}")
+        for row, value in zip(rows, (mean[early - 1], mean[-1], max(mean)), strict=False):
+            row.append(f"{value:.2f}")
+        rows[3].append(str(mean.index(max(mean)) + 1))
+    ax.set_xlabel("epoch", fontsize=8)
+    ax.set_ylabel("accuracy, %", fontsize=8)
+    ax.legend(frameon=False, fontsize=7, title="dropout", title_fontsize=7)
+    table.axis("off")
+    names = [f"epoch {early}", f"epoch {epochs[-1]}", "best", "epoch of best"]
+    drawn = table.table(rows, rowLabels=names, colLabels=[f"{rate:g}" for rate in rates], loc="center")
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(8)
+    _save(figure, path)
+
+
 def draw_proposition1(record: Record, path: Path) -> None:
     """Left: growth of constructions by depth and the bound. Middle: of trained adapters. Right: their interaction."""
     settings = record["settings"]
@@ -156,7 +185,13 @@ def _grid(rows: int, columns: int, *, size: tuple[float, float], **settings: Any
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    """A PNG of at most 128 colours, a third of the size of the full one."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    with Image.open(buffer) as image:
+        image.convert("RGB").quantize(128).save(path, format="PNG", optimize=True)
 
 
 def _all(record: Record, **wanted: Any) -> list[dict[str, Any]]:

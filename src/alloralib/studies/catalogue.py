@@ -17,7 +17,7 @@ STUDIES: dict[str, str] = {
     "fig4": "test loss of training on the expected against the sampled dropout loss",
     "table5": "LoRA's dropout rate by epoch (and Figure 5, left)",
     "proposition1": "how far the factors of many adapted layers multiply",
-    "fig6": "the scale 1/√(|x| + 1/η²)",
+    "fig6": "the scale 1/sqrt(|x| + 1/eta^2)",
 }
 """Those that can be run: name -> what it shows. The module has the study's name and holds STUDY."""
 

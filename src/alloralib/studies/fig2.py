@@ -62,15 +62,17 @@ def judge(cells: Sequence[Cell], settings: Settings) -> list[Finding]:
     """Last epoch over first, per seed, on each data set; rates averaged."""
     found = []
     for dataset in settings["datasets"]:
-        means, tails, controls = [], [], []
+        means, tails = [], []
         for seed in range(settings["seeds"]):
             runs = [c.result for c in select(cells, dataset=dataset, seed=seed)]
             means.append(_average([r["masks"][-1]["mean"] / r["masks"][0]["mean"] for r in runs]))
             tails.append(_average([r["masks"][-1]["quantiles"][TAIL] / r["masks"][0]["quantiles"][TAIL] for r in runs]))
-            controls.append(_average([r["masks"][-1]["mean"] / r["batches"][-1]["mean"] for r in runs]))
         found.append(judged(f"{dataset}-mean", means, above=0.5, below=1, over="seeds"))
         found.append(judged(f"{dataset}-tail", tails, above=1, over="seeds"))
-        found.append(judged(f"{dataset}-control", controls, above=1, over="seeds"))
+        for rate in settings["rates"]:
+            runs = [c.result for c in select(cells, dataset=dataset, rate=rate)]
+            ratios = [r["masks"][-1]["mean"] / r["batches"][-1]["mean"] for r in runs]
+            found.append(judged(f"{dataset}-control-{rate:g}", ratios, above=1, over="seeds"))
     return found
 
 
@@ -97,12 +99,8 @@ STUDY = Study(
         for name, where, text, paper in (
             ("mean", "Figure 2", "the mean deviation over masks falls slightly (last epoch over first)", "slightly below 1"),
             ("tail", "Figure 2", "its tail grows (99.9 % quantile, last epoch over first)", "above 1"),
-            (
-                "control",
-                "asked by reviewers",
-                "masks spread the gradient more than mini-batches do (last epoch)",
-                "not measured",
-            ),
+            ("control-0.1", "reviewers", "masks at rate .1 spread it more than mini-batches do (last epoch)", "not measured"),
+            ("control-0.5", "reviewers", "masks at rate .5 spread it more than mini-batches do (last epoch)", "not measured"),
         )
     ),
     needs=("mnist", "cifar10"),
@@ -112,8 +110,9 @@ STUDY = Study(
     },
     differs=dict.fromkeys(
         ("laptop", "paper"),
-        "Widths, rate, optimiser, batch and number of masks are not stated in the paper. Here: 256-256, rates .1 and .5 averaged, "
-        "SGD at .1, batches of 64, a subset of the training images. 'Slightly' is taken to mean by less than half.",
+        "Widths, rate, optimiser, batch and number of masks are not stated in the paper. Here: 256-256, rates .1 and .5 "
+        "(averaged where none is named), SGD at .1, batches of 64, 4000 or 20000 images. 'Slightly' is taken to mean "
+        "by less than half.",
     ),
     plan=plan,
     work=work,

@@ -159,7 +159,7 @@ def run_study(
             cells = _work(study, chosen, data, working, identity, tell)
     record = identity | {
         "title": study.title, "differs": study.differs[scale], "claims": [asdict(c) for c in study.claims],
-        "findings": [asdict(f) for f in _judged(study, cells, chosen)], "cells": [asdict(c) for c in cells],
+        "findings": [asdict(f) for f in findings_of(study, cells, chosen)], "cells": [asdict(c) for c in cells],
     }  # fmt: skip
     final.mkdir(parents=True, exist_ok=True)
     study.draw(record, final / f"{study.name}.png")
@@ -242,7 +242,8 @@ def select(cells: Sequence[Cell], **wanted: Any) -> list[Cell]:
     return [c for c in cells if all(c.key.get(name) == value for name, value in wanted.items())]
 
 
-def _judged(study: Study, cells: list[Cell], settings: Settings) -> list[Finding]:
+def findings_of(study: Study, cells: list[Cell], settings: Settings) -> list[Finding]:
+    """What a study's cells say about its claims, one finding each, to six digits."""
     findings = study.judge(cells, settings)
     names = [f.claim for f in findings]
     if names != [c.name for c in study.claims]:
