@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..studies.catalogue import MISSING, STUDIES
+from ..studies.catalogue import MISSING, STUDIES, TITLES
 
 HELP = "run a figure or table of the paper, and judge its claims"
 DESCRIPTION = """\
@@ -47,12 +47,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("say one thing: NAME, --list or --report FILE", remedy="allora reproduce --help")
     output = Path(arguments.output_dir)
     if arguments.list:
-        width = max(map(len, [*STUDIES, *MISSING]))
-        for name, title in STUDIES.items():
-            state = "record" if (output / name / "record.json").is_file() else "not run"
+        width = max(map(len, TITLES))
+        for name, title in TITLES.items():
+            has_record = (output / name / "record.json").is_file()
+            state = "missing" if name in MISSING else "record" if has_record else "not run"
             print(f"{name:<{width}}  {state:<7}  {title}")
-        for name, title in MISSING.items():
-            print(f"{name:<{width}}  {'missing':<7}  {title}")
         return 0
     if arguments.report:
         return _report(Path(arguments.report), output)
@@ -94,7 +93,7 @@ def _report(path: Path, output: Path) -> int:
     if not output.is_dir():
         raise ConfigError("no records there", where=str(output), remedy="run a study first, or give --output-dir")
     entries = []
-    for name, title in {**STUDIES, **MISSING}.items():
+    for name, title in TITLES.items():
         file = output / name / "record.json"
         entries.append((name, title, read_record(file) if file.is_file() else None))
     text = html_page(entries, output) if path.suffix == ".html" else markdown_page(entries, output, path.parent)

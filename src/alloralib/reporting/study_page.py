@@ -14,7 +14,8 @@ TITLE = "The paper's claims, reproduced and judged"
 ABOUT = (
     "Huang & Balestriero, ALLoRA: Adaptive Learning Rate Mitigates LoRA Fatal Flaws, arXiv:2410.09692. A claim is confirmed "
     "where all of the interval satisfies the rule beside it, not confirmed where none of it does, and otherwise inconclusive. "
-    "Rules, sizes and settings were fixed before the runs and stand in the records."
+    "Settings stand in the records; what was changed after a first look is said below the picture. Rows marked 'ours' are "
+    "checks and questions of our own, beside what the paper claims."
 )
 HEAD = ("claim", "where", "paper", "here", "interval", "confirmed if", "verdict")
 
@@ -33,21 +34,28 @@ def rows(record: dict[str, Any]) -> list[tuple[str, ...]]:
     table = []
     for finding in record["findings"]:
         claim = claims[finding["claim"]]
+        where = claim["where"] if claim["by_paper"] else f"ours: {claim['where']}"
         interval = finding["spread"]
         if finding["low"] != finding["high"]:
             interval = f"{finding['low']:.4g} to {finding['high']:.4g} ({finding['spread']})"
-        table.append(
-            (claim["text"], claim["where"], claim["paper"], finding["ours"], interval, finding["rule"], finding["verdict"])
-        )
+        table.append((claim["text"], where, claim["paper"], finding["ours"], interval, finding["rule"], finding["verdict"]))
     return table
 
 
 def tally(entries: list[Entry]) -> str:
-    """How many claims got which verdict."""
-    verdicts = [finding["verdict"] for _, _, record in entries if record for finding in record["findings"]]
-    counts = [f"{verdicts.count(v)} {v}" for v in ("confirmed", "not confirmed", "inconclusive")]
-    waiting = sum(record is None for _, _, record in entries)
-    return f"{len(verdicts)} claims: {', '.join(counts)}. {waiting} studies not run."
+    """How many claims got which verdict: the paper's, and our own apart from them."""
+    counts: dict[bool, list[str]] = {True: [], False: []}
+    for _, _, record in entries:
+        if record is not None:
+            by_paper = {claim["name"]: claim["by_paper"] for claim in record["claims"]}
+            for finding in record["findings"]:
+                counts[by_paper[finding["claim"]]].append(finding["verdict"])
+    said = [
+        f"{len(verdicts)} {whose}: "
+        + ", ".join(f"{verdicts.count(v)} {v}" for v in ("confirmed", "not confirmed", "inconclusive"))
+        for whose, verdicts in (("claims of the paper", counts[True]), ("checks and questions of ours", counts[False]))
+    ]
+    return f"{'; '.join(said)}. {sum(record is None for _, _, record in entries)} studies not run."
 
 
 def markdown_page(entries: list[Entry], records: Path, page: Path) -> str:

@@ -10,7 +10,7 @@ from ..errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     from .frame import Study
 
-STUDIES: dict[str, str] = {
+TITLES: dict[str, str] = {
     "fig1": "|empirical - expected| dropout loss against the number of realisations",
     "fig2": "spread of the gradient over dropout masks, by epoch",
     "fig3": "norms of A and B, and the loss, by dropout rate",
@@ -18,10 +18,6 @@ STUDIES: dict[str, str] = {
     "table5": "LoRA's dropout rate by epoch (and Figure 5, left)",
     "proposition1": "how far the factors of many adapted layers multiply",
     "fig6": "the scale 1/sqrt(|x| + 1/eta^2)",
-}
-"""Those that can be run: name -> what it shows. The module has the study's name and holds STUDY."""
-
-MISSING: dict[str, str] = {
     "fig5": "mean row norm of BA by step, LoRA and ALLoRA (Figure 5, right)",
     "table1": "accuracy by rank: LoRA, DoRA, ALLoRA",
     "table2": "gaps ALLoRA - LoRA and ALLoRA - ALLoRA+D",
@@ -32,10 +28,16 @@ MISSING: dict[str, str] = {
     "fair": "Table 6 with every method's own learning rate",
     "optimisers": "the rule under SGD, momentum, AdamW, Adafactor, coupled and decoupled",
     "norm-free": "LoRA without dropout as the control",
-    "eta": "sensitivity to η",
+    "eta": "sensitivity to eta",
     "adaptors": "other adaptor functions",
     "memorisation": "small data, long training: which regulariser helps",
 }
+"""What each shows: the paper's own, then the questions it leaves open."""
+
+STUDIES = ("fig1", "fig2", "fig3", "fig4", "table5", "proposition1", "fig6")
+"""Those that can be run. The module has the study's name and holds STUDY."""
+
+MISSING = tuple(name for name in TITLES if name not in STUDIES)
 """Those that are planned and cannot be run yet."""
 
 

@@ -131,11 +131,18 @@ STUDY = Study(
         Claim("falls", "Figure 4", "then it falls (at the other seeds' peak minus at the end, .5)", "above 0"),
         Claim(
             "sign",
-            "section 3",
+            "flaw 1",
             "training on samples is the worse one (test loss, sampled - expected, at the end, .5)",
-            "above 0",
+            "not known",
+            by_paper=False,
         ),
-        Claim("agrees", "method", "averaging over masks trains as the closed form does (largest distance of test losses)", "0"),
+        Claim(
+            "agrees",
+            "check",
+            "averaging over masks trains as the closed form does (largest distance of test losses)",
+            "0",
+            by_paper=False,
+        ),
     ),
     needs=("mnist",),
     settings={
@@ -147,7 +154,9 @@ STUDY = Study(
         "3 layers, 4096 and 512 images are the paper's; widths, rank, optimiser (here Adam at 1e-3), batch and rates are not "
         "stated. 'A few hundred' is taken to mean 100 to 900. Test loss without dropout on the first 2000 test images. The "
         "expected loss is an average over 64 masks at laptop scale, 256 at paper scale. The gap's sign "
-        "is not known to us, so its size is judged, and its sign by itself.",
+        "is not known to us, so its size is judged, and its sign by itself. Changed after a first look, which had 16 masks, "
+        "averaged training within 2.2 % of exact training, and the signed gap judged (grows, peaks: inconclusive; falls: "
+        "confirmed).",
     ),
     plan=plan,
     work=work,

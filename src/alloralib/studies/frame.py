@@ -36,19 +36,21 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says.
+    """What the paper says, or what we ask beside it.
 
     Attributes:
         name: short, unique within the study.
         where: figure, table or section.
         text: in words.
         paper: its number, as printed.
+        by_paper: False for a question or a check of our own; the pages count those apart.
     """
 
     name: str
     where: str
     text: str
     paper: str
+    by_paper: bool = True
 
 
 @dataclass(frozen=True)
