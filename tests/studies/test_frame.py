@@ -20,7 +20,7 @@ class Counting:
         self.stop_at = stop_at
         self.study = Study(
             name="counting", title="squares of numbers", claims=(Claim("mean", "nowhere", "the mean is large | really", "10"),),
-            needs=(), settings={"laptop": {"cells": 10, "offset": 0.1}, "paper": {"cells": 20, "offset": 0.1}},
+            needs=lambda settings: (), settings={"laptop": {"cells": 10, "offset": 0.1}, "paper": {"cells": 20, "offset": 0.1}},
             differs={"laptop": "smaller <than>", "paper": "nothing"},
             plan=lambda settings: [{"number": i} for i in range(settings["cells"])],
             work=self.work, judge=self.judge, draw=lambda record, path: path.write_bytes(b"\x89PNG" + bytes(len(record))),

@@ -41,14 +41,25 @@ def test_runs_and_repeats(name, tmp_path) -> None:
     assert str(data_dir()) not in (tmp_path / "a" / name / "record.json").read_text()
 
 
-@pytest.mark.real
-def test_table5_runs(tmp_path) -> None:
+def test_table5_at_paper_scale_with_a_tiny_qwen2(tiny_llama, tmp_path) -> None:
+    """The paper's architecture, optimiser and schedule; only model and data are small."""
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.save_pretrained(tmp_path / "qwen2")
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "qwen2")
     study = load("table5")
-    run = study.settings["laptop"]["run"] | {"train_rows": 16, "validation_rows": 16, "max_length": 16}
+    small = {"model": str(tmp_path / "qwen2"), "data": "rotten_tomatoes", "train_rows": 32, "validation_share": 0.1}
+    run = study.settings["paper"]["run"] | small | {"validation_rows": 16, "max_length": 16}
     settings = {"rates": [0.0, 0.4], "epochs": 3, "seeds": 2, "run": run}
-    record = run_study(study, data_dir=data_dir(), output_dir=tmp_path, settings=settings)
+    record = run_study(study, scale="paper", data_dir=data_dir(), output_dir=tmp_path / "out", settings=settings)
+    assert record["scale"] == "paper"
     assert [len(cell["result"]["accuracy"]) for cell in record["cells"]] == [3] * 4
-    assert str(data_dir()) not in (tmp_path / "table5" / "record.json").read_text()
+    assert str(data_dir()) not in (tmp_path / "out" / "table5" / "record.json").read_text()
 
 
 def test_fig1_b_is_the_minimiser() -> None:

@@ -130,7 +130,7 @@ STUDY = Study(
         Claim("slope", "Appendix A", "the error falls no faster than 1/sqrt(N) (slope in log-log)", "-0.5"),
         Claim("variance", "the exact variance", "it predicts the error (found / predicted, N >= 10)", "1", by_paper=False),
     ),
-    needs=("mnist",),
+    needs=lambda settings: ("mnist",),
     libraries=("scikit-learn",),
     settings={
         "laptop": _COMMON | {"rows": 256, "rank": 8, "repeats": 4},

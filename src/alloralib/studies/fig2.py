@@ -103,7 +103,7 @@ STUDY = Study(
             ("control-0.5", "reviewers", "masks at rate .5 spread it more than mini-batches do (last epoch)", "not measured"),
         )
     ),
-    needs=("mnist", "cifar10"),
+    needs=lambda settings: tuple(settings["datasets"]),
     settings={
         "laptop": _COMMON | {"rows": 4000, "masks": 64, "seeds": 3},
         "paper": _COMMON | {"rows": 20000, "masks": 1000, "seeds": 5},

@@ -102,7 +102,7 @@ STUDY = Study(
         for optimiser, label in (("sgd", "SGD"), ("adam", "Adam"))
         for name, amount, number in (("A", "about 30 %", "30 %"), ("B", "more than 500 %", "> 500 %"))
     ),
-    needs=("mnist",),
+    needs=lambda settings: ("mnist",),
     settings={"laptop": _COMMON | {"seeds": 5, "steps": 400}, "paper": _COMMON | {"seeds": 10, "steps": 2000}},
     differs=dict.fromkeys(
         ("laptop", "paper"),

@@ -144,7 +144,7 @@ STUDY = Study(
             by_paper=False,
         ),
     ),
-    needs=("mnist",),
+    needs=lambda settings: ("mnist",),
     settings={
         "laptop": _COMMON | {"seeds": 5, "masks": 64, "steps": 1000, "last_layer_steps": 500},
         "paper": _COMMON | {"seeds": 10, "masks": 256, "steps": 5000, "last_layer_steps": 5000},

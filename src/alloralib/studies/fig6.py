@@ -51,7 +51,7 @@ STUDY = Study(
         Claim("zero", "Figure 6", "at zero it is eta (largest difference)", "0"),
         Claim("far", "Figure 6", "far from zero it no longer depends on eta (largest over smallest curve)", "curves meet"),
     ),
-    needs=(),
+    needs=lambda settings: (),
     settings={scale: {"eta2": [1, 2, 4], "largest": 10.0, "points": 201} for scale in ("laptop", "paper")},
     differs=dict.fromkeys(("laptop", "paper"), "Nothing: it is a function, taken from the code that trains."),
     plan=plan,

@@ -91,7 +91,7 @@ class Study:
         name: what the command calls it.
         title: one line.
         claims: what it judges.
-        needs: data sets below --data-dir: mnist, cifar10, or registered ones.
+        needs: settings -> data sets below --data-dir: mnist, cifar10, or registered ones.
         libraries: those that compute, beside torch, numpy and scipy.
         settings: by scale.
         differs: by scale, how this differs from what the paper did or says.
@@ -104,7 +104,7 @@ class Study:
     name: str
     title: str
     claims: tuple[Claim, ...]
-    needs: tuple[str, ...]
+    needs: Callable[[Settings], tuple[str, ...]]
     settings: dict[str, Settings]
     differs: dict[str, str]
     plan: Callable[[Settings], list[Key]]
@@ -149,7 +149,7 @@ def run_study(
     identity = {
         "format": FORMAT, "study": study.name, "scale": scale, "settings": chosen,
         "versions": _versions(study), "machine": {"processor": platform.machine(), "threads": 1},
-        "data": data.hashes(study.needs),
+        "data": data.hashes(study.needs(chosen)),
     }  # fmt: skip
     final, working = output_dir / study.name, output_dir / f"{study.name}.unfinished"
     if overwrite:

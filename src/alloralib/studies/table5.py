@@ -88,7 +88,7 @@ STUDY = Study(
         Claim("best-epoch", "Table 5", "the best epoch comes later with a high rate",
               f"{_DIFFERENCES['epoch of best']:+.0f} epochs"),
     ),
-    needs=("rotten_tomatoes",),
+    needs=lambda settings: (settings["run"]["data"],),
     libraries=("transformers", "peft", "accelerate", "datasets"),
     settings={
         "laptop": _COMMON | {
