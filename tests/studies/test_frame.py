@@ -152,6 +152,13 @@ def test_mistakes_are_explained(words, said, tmp_path, capsys) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_output_directory_that_is_a_file(tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(["reproduce", "fig6", "--output-dir", str(tmp_path / "file")]) == 2
+    assert "not a directory" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_an_empty_data_directory(tmp_path, capsys) -> None:
     (tmp_path / "data").mkdir()
     output = tmp_path / "records"

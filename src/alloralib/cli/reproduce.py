@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     if sum(asked) != 1:
         raise ConfigError("say one thing: NAME, --list or --report FILE", remedy="allora reproduce --help")
     output = Path(arguments.output_dir)
+    if output.exists() and not output.is_dir():
+        raise ConfigError("not a directory", where=str(output), remedy="give another --output-dir")
     if arguments.list:
         width = max(map(len, TITLES))
         for name, title in TITLES.items():

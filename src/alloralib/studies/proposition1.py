@@ -1,8 +1,8 @@
 """Proposition 1, the ripple effect: the bound, the construction that attains it, random networks, and trained adapters.
 
 Whatever the bound C (1 + eta m)^L allows, the question is which share of its exponent a network uses, and how much of a trained
-adapter's effect comes from its layers acting together. For residual stacks and trained networks the bound is the plain product's,
-as a yardstick: the proposition is about products of linear layers.
+adapter's effect comes from its layers acting together. For residual stacks and trained networks the bound is that of the plain
+product, as a yardstick: the proposition is about products of linear layers.
 """
 
 from __future__ import annotations
