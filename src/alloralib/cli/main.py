@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import AlloraError, ConfigError, Interrupted, did_you_mean
-from . import evaluate, export, generate, inspect, merge, tasks, train
+from . import evaluate, export, generate, inspect, merge, reproduce, tasks, train
 
 VERBS = {
     "train": train,
@@ -19,6 +19,7 @@ VERBS = {
     "export": export,
     "inspect": inspect,
     "tasks": tasks,
+    "reproduce": reproduce,
 }
 
 

@@ -1,0 +1,1 @@
+"""Whether one method is better than another: paired differences, their intervals and tests."""
