@@ -20,22 +20,22 @@ def block(name: str) -> str:
     return re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.S)[1].strip()
 
 
-def bench():
-    spec = importlib.util.spec_from_file_location("step", ROOT / "benchmarks" / "step.py")
+def load(name: str, folder: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def test_the_table_is_the_record() -> None:
-    step = bench()
+    step = load("step", "benchmarks")
     record = json.loads(step.RECORD.read_text(encoding="utf-8"))
     assert block("bench") == f"{record['what']}:\n\n{step.table(record)}"
 
 
 def test_the_record_shows_what_is_promised() -> None:
     """Below PEFT LoRA with dropout and below DoRA; a record is committed, so this times nothing."""
-    step = bench()
+    step = load("step", "benchmarks")
     ours = step.ratios(json.loads(step.RECORD.read_text(encoding="utf-8")), "allora")
     assert ours["peft-lora-dropout"] < 1
     assert ours["peft-dora"] < 1
@@ -50,11 +50,22 @@ def test_the_demo_is_the_record() -> None:
         f"{after['accuracy']:.3f}",
         f"{after['accuracy_low']:.3f} to {after['accuracy_high']:.3f}",
         f"{record.data['majority']:.3f}",
-        f"{record.data['evaluation']['rows']} held-out",
+        f"{record.data['test']['rows']} test rows",
         f"{len(record.history)} steps",
     ):
         assert fact in text, fact
     assert after["accuracy_low"] > max(record.data["majority"], before["accuracy_high"])
+
+
+def test_the_results_are_the_records() -> None:
+    results = load("results", "examples")
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == results.page()
+    for name in results.NAMES:
+        record = RunRecord.read(results.RECORDS / f"{name}.json")
+        before, after = record.metrics["before"], record.metrics["after"]
+        assert after["loss"] < before["loss"], name
+        if record.config["task"] != "causal-lm":
+            assert {"accuracy_low", "accuracy_high"} <= after.keys(), name
 
 
 def test_the_example_runs(monkeypatch) -> None:
