@@ -256,6 +256,19 @@ def test_a_directory_that_holds_no_model(base, tmp_path, capsys) -> None:
     refused(with_(base, model=tmp_path / "empty"), tmp_path, capsys, "this is an adapter")
 
 
+def test_a_pickled_model_is_not_loaded(base, tiny_llama, tmp_path, capsys) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file
+
+    shutil.copytree(tiny_llama, tmp_path / "pickled")
+    weights = tmp_path / "pickled" / "model.safetensors"
+    torch.save(load_file(weights), tmp_path / "pickled" / "pytorch_model.bin")
+    weights.unlink()
+    refused(with_(base, model=tmp_path / "pickled"), tmp_path, capsys, r"a pickle \(pytorch_model.bin\)")
+
+
 def test_an_output_directory_in_use(base, tmp_path, capsys) -> None:
     assert main(base) == 0
     capsys.readouterr()

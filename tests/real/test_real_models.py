@@ -73,6 +73,17 @@ def test_the_demo_in_small_leaves_an_adapter_that_stock_peft_loads_with_equal_lo
     torch.testing.assert_close(theirs, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(untouched, expected, atol=1e-2)
 
+    # merged and exported: the verbs prove it on the run's own test rows, and here once more
+    assert main(["merge", str(tmp_path / "run"), "--output-dir", str(tmp_path / "merged")]) == 0
+    assert main(["export", str(tmp_path / "run"), "--format", "peft", "--output", str(tmp_path / "exported")]) == 0
+    names = ["negative", "neutral", "positive"]
+    merged = load_model(str(tmp_path / "merged"), task="classification", labels=names, dtype=torch.float32, pad_token_id=2)
+    exported = load_model(base, task="classification", labels=names, dtype=torch.float32, pad_token_id=2)
+    exported = PeftModel.from_pretrained(exported, tmp_path / "exported").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(merged.eval()(**batch).logits, expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(exported(**batch).logits, expected, rtol=1e-4, atol=1e-4)
+
 
 def test_minilm_learns_sentiment(tmp_path) -> None:
     words = [

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from alloralib.cli.main import main
 from alloralib.records import RunRecord
 
 from ..adapters.models import bert
@@ -23,8 +25,14 @@ ROOT = Path(__file__).parents[2]
 STEPS = 6
 
 
-def launch(how: str, words: list[str], processes: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+@pytest.fixture(autouse=True)
+def _warnings():
+    with warnings.catch_warnings():
+        yield
+
+
+def launch(how: str, words: list[str]) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.scale.launched", how, *words]
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -88,8 +96,8 @@ def test_two_processes_train_what_one_trains(words, tiny_bert, tmp_path, how: st
     settings = [*words, *TASKS[task]]
     if model == "bert":
         settings += ["--model", tiny_bert, "--target-modules", "query,value"]
-    launch("ddp", [*settings, "--batch-size", "8", "--output-dir", str(one)], 1)
-    launch(how, [*settings, "--batch-size", "4", "--output-dir", str(two)], 2)
+    assert main([*settings, "--batch-size", "8", "--output-dir", str(one)]) == 0
+    launch(how, [*settings, "--batch-size", "4", "--output-dir", str(two)])
     assert furthest(weights(two), weights(one)) < 1e-4
     first, second = (RunRecord.read(directory / "record.json") for directory in (one, two))
     assert second.machine["processes"] == 2

@@ -1,6 +1,7 @@
 """What preflight says is so, what it must catch it catches, and it leaves no trace."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_padding_is_what_the_batches_have(settings) -> None:
 
     config = RunConfig.of(settings)
     prepared = prepare(config, Workspace(config.output_dir), Interruption())
-    found = preflight.preflight(config, prepared.trainer, prepared.processor, 3)
+    found = preflight.preflight(config, prepared.trainer, prepared.processor, 3, lambda rows: [0] * len(rows))
     batches = list(prepared.trainer.get_train_dataloader())
     assert found["data"]["padded_tokens"] == sum(batch["input_ids"].numel() for batch in batches)
     assert found["data"]["tokens"] == sum(int(batch["attention_mask"].sum()) for batch in batches)
@@ -73,7 +74,12 @@ def test_the_run_is_the_same_without_it(settings, tmp_path, monkeypatch) -> None
 def test_a_stop_token_that_is_cut_off_is_noticed(settings) -> None:
     found = dry_run(RunConfig.of(settings | {"prompt_column": None, "completion_column": None, "max_length": 3}))
     assert any("stop token is never learnt" in text for text in found["warnings"])
-    assert any("max_length=3" in text for text in found["warnings"])
+    assert any("cut at 3 tokens" in text for text in found["warnings"])
+    rows = Path(settings["data"]).read_text().splitlines()[1:]
+    lengths = {row.split(",")[0]: len(row.split(",")[0].split()) + 1 for row in rows}  # a word a token, and the end of text
+    share = 1 - 3 * len(lengths) / sum(lengths.values())  # of all rows; the training rows are a sample of them
+    assert found["data"]["truncated_rows"] == found["data"]["rows"]
+    assert found["data"]["truncated_share"] == pytest.approx(share, abs=0.05)
 
 
 def test_answers_that_are_cut_off_are_refused(settings, tmp_path, capsys) -> None:

@@ -86,6 +86,7 @@ def open_run(arguments: argparse.Namespace) -> OpenRun:
     """
     directory = Path(arguments.run)
     stock = read_config(directory)
+    read_weights(directory)  # a damaged file or a pickle is refused before anything large is loaded
     config = record = None
     if (directory / RECORD_FILE).is_file():
         record = RunRecord.read(directory / RECORD_FILE)

@@ -137,7 +137,7 @@ def load_processor(path: str, task: Kind) -> Any:
 
 
 def load_model(path: str, *, task: Kind, labels: list[str] | None, dtype: torch.dtype, pad_token_id: int | None) -> Any:
-    """The frozen model for a task; a head that it does not have is drawn from torch's global generator.
+    """The frozen model for a task, from safetensors only; a head that it does not have is drawn from torch's global generator.
 
     Args:
         task: its kind; `labels` are the class names where there are classes.
@@ -157,14 +157,21 @@ def load_model(path: str, *, task: Kind, labels: list[str] | None, dtype: torch.
                 config.pad_token_id = pad_token_id
                 auto = AutoModelForSequenceClassification
             # a head for other classes is drawn anew
-            return auto.from_pretrained(path, config=config, dtype=dtype, ignore_mismatched_sizes=True)
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+            return auto.from_pretrained(path, config=config, dtype=dtype, ignore_mismatched_sizes=True, use_safetensors=True)
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise _not_a_model(path, error) from error
 
 
 def _not_a_model(path: str, error: Exception) -> ModelError:
     reason = str(error).strip().splitlines()[0][:200]
+    pickled = sorted(file.name for file in Path(path).glob("pytorch_model*.bin"))
+    if pickled and not any(Path(path).glob("*.safetensors")):
+        return ModelError(
+            f"its weights are a pickle ({pickled[0]}), which can run code when it is loaded",
+            where=path,
+            remedy="load it where you trust it and save it again: model.save_pretrained(DIR) writes safetensors",
+        )
     return ModelError(
         f"cannot be loaded ({type(error).__name__}: {reason})",
         where=path,

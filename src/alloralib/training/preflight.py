@@ -6,6 +6,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,15 +19,17 @@ from .state import random_state, set_random
 
 IGNORED = -100
 _SHOWN_TOKENS = 400
+Uncut = Callable[[list[int]], list[int]]
 
 
-def preflight(config: RunConfig, trainer: Any, processor: Any, steps: int) -> dict[str, Any]:
+def preflight(config: RunConfig, trainer: Any, processor: Any, steps: int, uncut: Uncut) -> dict[str, Any]:
     """Look at the data and the model of a run, and measure one step of it. Neither is changed.
 
     Args:
         trainer: as `make_trainer` built it, before `train()`.
         processor: tokenizer or image processor.
         steps: optimiser steps of the run.
+        uncut: the number of tokens that training rows have before they are cut, by row number.
 
     Returns:
         what goes into the record and `report` prints: `example`, `data`, `adapter`, `cost`, `warnings`.
@@ -44,9 +47,16 @@ def preflight(config: RunConfig, trainer: Any, processor: Any, steps: int) -> di
     if not config.is_language:
         _check_labels(dataset, trainer.model.config.num_labels)
     found["data"] = _data(config, trainer)
-    if found["data"].get("truncated"):
+    full = [i for i, length in enumerate(lengths_of(dataset)) if length >= config.max_length]
+    if full:
+        lengths = uncut([dataset[i]["row"] for i in full])
+        lost = sum(max(0, length - config.max_length) for length in lengths)
+        found["data"]["truncated_rows"] = sum(length > config.max_length for length in lengths)
+        found["data"]["truncated_share"] = lost / (found["data"]["tokens"] + lost)
+    if found["data"].get("truncated_rows"):
         warnings.append(
-            f"{found['data']['truncated']:,} rows reach max_length={config.max_length} tokens and may be cut: --max-length"
+            f"{found['data']['truncated_rows']:,} rows are cut at {config.max_length} tokens, which loses "
+            f"{found['data']['truncated_share']:.1%} of all tokens: --max-length"
         )
     _check_tied(trainer.model, warnings)
     cost = _measure(config, trainer, steps, warnings)
@@ -57,7 +67,8 @@ def preflight(config: RunConfig, trainer: Any, processor: Any, steps: int) -> di
 def report(config: RunConfig, found: dict[str, Any]) -> str:
     """The findings for a person to read."""
     data, adapter, cost = found["data"], found["adapter"], found["cost"]
-    lines = ["preflight"]
+    settings = config.model_dump(exclude_defaults=True, exclude={"output_dir", "overwrite"})
+    lines = ["preflight", "  settings       " + ", ".join(f"{name}={value}" for name, value in settings.items())]
     if "example" in found:
         lines.append(f"  first row      {found['example']}")
         if config.is_language:
@@ -148,7 +159,8 @@ def _data(config: RunConfig, trainer: Any) -> dict[str, Any]:
         "padded_tokens": padded,
         "padding_share": padded / tokens - 1,
         "longest": max(lengths),
-        "truncated": sum(length >= config.max_length for length in lengths),
+        "truncated_rows": 0,
+        "truncated_share": 0.0,
     }
 
 

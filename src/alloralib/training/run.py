@@ -27,6 +27,7 @@ from ..data.parts import Parts, load_parts
 from ..data.table import Table
 from ..errors import ConfigError, DataError, Interrupted, TrainingError
 from ..records import RECORD_FILE, RunRecord
+from .batches import lengths_of
 from .callbacks import Cadence, Interruption, Progress
 from .checkpoints import latest, steps_of
 from .config import DEFAULT_TEST_SHARE, RunConfig
@@ -35,7 +36,7 @@ from .preflight import preflight
 from .processes import is_first
 from .scores import Scorer, describe_labels
 from .state import RunState, set_weights, trained_weights
-from .trainers import check_optimizer, make_trainer
+from .trainers import check_optimizer, make_trainer, tokenise
 from .workspace import Workspace
 
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -96,7 +97,7 @@ def train(config: RunConfig, *, resume: bool = False, decorate: Decorate | None 
         trainer, run = prepared.trainer, prepared.run
         trainer.validate = None if prepared.parts.validation is None else prepared.scorer.validate
         with clock("preflight"):
-            found = preflight(config, trainer, prepared.processor, _steps(trainer))
+            found = _look(prepared)
         if show is not None and main:
             show(config, found)
         with clock("evaluate"):
@@ -131,7 +132,7 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     Workspace(config.output_dir).check_free(config.overwrite)
     with tempfile.TemporaryDirectory() as scratch:  # the trainer makes its directory as soon as it is built
         prepared = prepare(config, Workspace(scratch), Interruption())
-        return preflight(config, prepared.trainer, prepared.processor, _steps(prepared.trainer))
+        return _look(prepared)
 
 
 def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> Prepared:
@@ -230,6 +231,19 @@ def _check_kept(table: Table, dataset: Any, config: RunConfig) -> None:
             where=table.where(lost[0]),
             remedy="raise --max-length, or remove those rows",
         )
+
+
+def _look(prepared: Prepared) -> dict[str, Any]:
+    config, trainer, processor = prepared.config, prepared.trainer, prepared.processor
+
+    def uncut(rows: list[int]) -> list[int]:
+        table = prepared.parts.train.take(rows)
+        examples = build_examples(config.kind, table, config.columns, processor=processor, names=prepared.labels)
+        if config.is_language:
+            examples = tokenise(trainer, processor, examples, "uncut", max_length=None)
+        return lengths_of(examples)
+
+    return preflight(config, trainer, processor, _steps(trainer), uncut)
 
 
 def _steps(trainer: Any) -> int:

@@ -41,7 +41,9 @@ class Scorer:
         return self._score(self.parts.validation, "validation", "validating", full=False).metrics
 
     def _prepared(self, dataset: Any, name: str) -> Any:
-        return tokenise(self.trainer, self.processor, dataset, name) if self.config.is_language else dataset
+        if not self.config.is_language:
+            return dataset
+        return tokenise(self.trainer, self.processor, dataset, name, max_length=self.config.max_length)
 
     def _score(self, table: Table, name: str, title: str, *, full: bool) -> Evaluation:
         asked = Asked(

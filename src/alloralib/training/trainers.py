@@ -11,6 +11,7 @@ Foreign private API used here: the Trainer methods that its loop calls and that 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,9 +237,16 @@ def make_trainer(
     return trainer
 
 
-def tokenise(trainer: Any, processor: Any, dataset: Any, name: str) -> Any:
-    """A language data set as TRL's trainer tokenises, masks and cuts it: input_ids, labels and row."""
-    return _columns(trainer._prepare_dataset(dataset, processor, trainer.args, False, None, name))
+def tokenise(trainer: Any, processor: Any, dataset: Any, name: str, *, max_length: int | None) -> Any:
+    """A language data set as TRL's trainer tokenises and masks it: input_ids, labels and row.
+
+    Args:
+        name: for the progress line.
+        max_length: where rows are cut; None does not.
+    """
+    args = copy.copy(trainer.args)
+    args.max_length = max_length
+    return _columns(trainer._prepare_dataset(dataset, processor, args, False, None, name))
 
 
 def _columns(dataset: Any) -> Any:
