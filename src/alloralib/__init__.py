@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .adapters import METHODS, AlloraConfig, FamilyConfig, adopt, load_config, peft_config
+    from .adapters import METHODS, AlloraConfig, FamilyConfig, adopt, fast_paths, load_config, peft_config
     from .errors import AlloraError
     from .ops.scale import row_norms, scale
     from .training import RunConfig, train
@@ -27,6 +27,7 @@ _WHERE = {
     "METHODS": "adapters",
     "RunConfig": "training",
     "adopt": "adapters",
+    "fast_paths": "adapters",
     "load_config": "adapters",
     "peft_config": "adapters",
     "row_norms": "ops.scale",
@@ -41,6 +42,7 @@ __all__ = [
     "RunConfig",
     "__version__",
     "adopt",
+    "fast_paths",
     "load_config",
     "peft_config",
     "row_norms",

@@ -123,3 +123,16 @@ def test_inspect(trained: Path, tmp_path, capsys) -> None:
         assert layer["mean_row"] == pytest.approx(mean, rel=1e-3)
         assert layer["max_row"] == pytest.approx(largest, rel=1e-3)
         assert layer["smallest_scale"] == pytest.approx(smallest, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["allora", "allora-od", "asf-lora", "lora-x-eta", "dora", "rslora", "pissa"])
+def test_every_method_is_read_back_as_it_was_trained(tiny_llama, tmp_path, capsys, method: str) -> None:
+    rows = [{"text": text, "label": "pos" if good else "neg"} for text, good in sentences(40)]
+    flags = {"task": "classification", "model": tiny_llama, "data": jsonl(tmp_path / "rows.jsonl", rows), "method": method}
+    targets = "q_proj,up_proj" if method in ("dora", "pissa") else "embed_tokens,q_proj,up_proj"
+    assert main(words(tmp_path, **flags, test_share=0.3, max_steps=6, target_modules=targets)) == 0
+    after = RunRecord.read(tmp_path / "run" / "record.json").metrics["after"]
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    tuned = json.loads(capsys.readouterr().out)["tuned"]
+    assert tuned["loss"] == pytest.approx(after["loss"], rel=1e-3)

@@ -171,6 +171,15 @@ def test_an_unfinished_run_is_not_overwritten_unasked(words, tmp_path) -> None:
     assert run([*at(words, directory), "--overwrite"]) == 0
 
 
+def test_a_complete_run_that_is_not_in_its_place_is_not_overwritten_unasked(words, uninterrupted, tmp_path) -> None:
+    directory, log = tmp_path / "run", tmp_path / "log"
+    assert run(at(words, directory), Strike(WORKSPACE, "Path.rename", 9)) == -signal.SIGKILL
+    assert run(at(words, directory), log=log) == 2
+    assert "a complete run is there" in log.read_text()
+    assert run(["train", "--resume", "--output-dir", str(directory)]) == 0
+    assert_same(directory, uninterrupted)
+
+
 def test_resuming_with_other_settings_or_data_is_refused(words, tmp_path) -> None:
     directory, log = tmp_path / "run", tmp_path / "log"
     assert run(at(words, directory), Strike(TRAINER, "Trainer.training_step", 13)) == -signal.SIGKILL

@@ -152,8 +152,8 @@ def summary(record: RunRecord, directory: str) -> str:
     steps, seconds = len(record.history), record.seconds["train"]
     tokens = record.history[-1]["tokens"] if record.history else 0
     lines.append(
-        f"{record.adapter['trained_parameters']:,} trained parameters, {steps} steps in {seconds:.0f} s, "
-        f"{tokens / max(seconds, 1e-9):,.0f} tokens/s"
+        f"{record.adapter['trained_parameters']:,} trained parameters, {steps} steps in {seconds:.0f} s"
+        + (f", {tokens / max(seconds, 1e-9):,.0f} tokens/s" if tokens else "")
     )
     if record.validation["best_step"] is not None:
         lines.append(f"weights of step {record.validation['best_step']}, the lowest validation loss")

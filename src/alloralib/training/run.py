@@ -291,7 +291,8 @@ def _save(
     if not main:
         return
     model = prepared.trainer.accelerator.unwrap_model(prepared.trainer.model)
-    model.save_pretrained(space.working, state_dict=weights)
+    # an adapted embedding is frozen as every base is; PEFT would look for it among the weights and save it too
+    model.save_pretrained(space.working, state_dict=weights, save_embedding_layers=False)
     prepared.processor.save_pretrained(space.working)
     with (space.working / PREDICTIONS_FILE).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)

@@ -60,6 +60,11 @@ class Workspace:
                 raise ConfigError(
                     "holds a run already", where=where, remedy="give another --output-dir, or --overwrite to replace it"
                 )
+        if self.complete and not overwrite:
+            raise ConfigError(
+                "a complete run is there that only has to be put in place", where=str(self.working),
+                remedy="--resume does that; --overwrite drops it",
+            )  # fmt: skip
         steps = steps_of(self.checkpoints)
         if steps and not overwrite:
             raise ConfigError(
