@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
-import platform
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +17,10 @@ import torch
 from peft import TaskType, get_peft_model
 
 from ..adapters.measure import layer_states, summary
-from ..adapters.methods import DEFAULT_ETA, METHODS, peft_config
+from ..adapters.methods import peft_config
 from ..adapters.targets import check_targets
 from ..data.examples import build_examples, collator
-from ..data.parts import Parts, load_parts
+from ..data.parts import load_parts
 from ..data.table import Table
 from ..errors import ConfigError, DataError, Interrupted, TrainingError
 from ..records import RECORD_FILE, RunRecord
@@ -31,35 +28,19 @@ from .batches import lengths_of
 from .callbacks import Cadence, Interruption, Progress
 from .checkpoints import latest, steps_of
 from .config import DEFAULT_TEST_SHARE, RunConfig
+from .finish import Decorate, Prepared, finish, make_record, tables_of
 from .models import load_model, load_processor, locate
 from .preflight import preflight
 from .processes import is_first
 from .scores import Scorer, describe_labels
-from .state import RunState, set_weights, trained_weights
+from .state import RunState, set_weights
 from .trainers import check_optimizer, make_trainer, tokenise
 from .workspace import Workspace
 
-PREDICTIONS_FILE = "predictions.jsonl"
-_LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy", "alloralib")
 _TASK_TYPES = {"classification": TaskType.SEQ_CLS, "image-classification": None}
 # PEFT knows the new head of a text classifier by the task type; transformers calls that of an image classifier so
 _IMAGE_HEAD = {"modules_to_save": ["classifier"], "exclude_modules": ["classifier"]}
-Decorate = Callable[[RunRecord, Path], None]
 Show = Callable[[RunConfig, dict[str, Any]], None]
-
-
-@dataclass
-class Prepared:
-    """Everything a run needs, before its first step."""
-
-    config: RunConfig
-    processor: Any
-    parts: Parts
-    scorer: Scorer
-    trainer: Any
-    run: RunState
-    frozen: int  # parameters of the model without the adapter
-    labels: list[str] | None
 
 
 def train(config: RunConfig, *, resume: bool = False, decorate: Decorate | None = None, show: Show | None = None) -> RunRecord:
@@ -118,8 +99,8 @@ def train(config: RunConfig, *, resume: bool = False, decorate: Decorate | None 
             set_weights(trainer.model, run.best)
         with clock("evaluate"):
             after = prepared.scorer.test("after")
-        record = _record(prepared, {"before": before.metrics, "after": after.metrics}, found, clock.seconds)
-        _save(prepared, record, after.items, space, main, decorate)
+        record = make_record(prepared, {"before": before.metrics, "after": after.metrics}, found, clock.seconds)
+        finish(prepared, record, after.items, space, first=main, decorate=decorate)
     return record
 
 
@@ -162,7 +143,7 @@ def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> 
         name: build_examples(
             config.kind, table, config.columns, processor=processor, names=labels, max_length=config.max_length
         )
-        for name, table in _tables(parts).items()
+        for name, table in tables_of(parts).items()
     }
     torch.manual_seed(config.adapter_seed)  # for the new head of a classifier
     model = load_model(
@@ -173,7 +154,7 @@ def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> 
     check_targets(model, config.target_modules)
     torch.manual_seed(config.adapter_seed)
     model = get_peft_model(model, adapter_config)
-    digests = {name: _digest(table) for name, table in _tables(parts).items()}
+    digests = {name: _digest(table) for name, table in tables_of(parts).items()}
     run = RunState(space.checkpoints, digests)
     callbacks = [Progress(run, is_first()), Cadence(config, run, parts.validation is not None), interruption]
     collate = None if config.is_language else collator(config.kind, processor)
@@ -209,11 +190,6 @@ def _adapter_config(config: RunConfig) -> Any:
         task_type=_TASK_TYPES.get(config.kind, TaskType.CAUSAL_LM),
         **(_IMAGE_HEAD if config.kind == "image-classification" else {}),
     )
-
-
-def _tables(parts: Parts) -> dict[str, Table]:
-    tables = {"train": parts.train, "validation": parts.validation, "test": parts.test}
-    return {name: table for name, table in tables.items() if table is not None}
 
 
 def _digest(table: Table) -> str:
@@ -282,70 +258,6 @@ def _interrupted(received: int, space: Workspace, step: int) -> Interrupted:
         remedy=f"allora train --resume --output-dir {space.final}",
         signal=received,
     )
-
-
-def _save(
-    prepared: Prepared, record: RunRecord, items: list[dict[str, Any]], space: Workspace, main: bool, decorate: Decorate | None
-) -> None:
-    weights = trained_weights(prepared.trainer.model)  # every process takes part where they are sharded
-    if not main:
-        return
-    model = prepared.trainer.accelerator.unwrap_model(prepared.trainer.model)
-    # an adapted embedding is frozen as every base is; PEFT would look for it among the weights and save it too
-    model.save_pretrained(space.working, state_dict=weights, save_embedding_layers=False)
-    prepared.processor.save_pretrained(space.working)
-    with (space.working / PREDICTIONS_FILE).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-    if decorate is not None:
-        decorate(record, space.working)
-    record.write(space.working / RECORD_FILE)  # the last file: where it stands, the run is complete
-    space.publish()
-
-
-def _record(
-    prepared: Prepared, metrics: dict[str, dict[str, float]], found: dict[str, Any], seconds: dict[str, float]
-) -> RunRecord:
-    config, trainer, run, parts = prepared.config, prepared.trainer, prepared.run, prepared.parts
-    data: dict[str, Any] = {
-        name: {"source": table.source, "sha256": table.sha256, "rows": len(table)} for name, table in _tables(parts).items()
-    }
-    data["removed"] = parts.removed
-    if prepared.labels is not None:
-        data |= {"labels": prepared.labels, "majority": prepared.scorer.majority}
-    base = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
-    return RunRecord(
-        config=config.model_dump(exclude_none=True),
-        command=config.command(),
-        versions={"python": platform.python_version()} | {lib: importlib.metadata.version(lib) for lib in _LIBRARIES},
-        machine={
-            "processor": platform.machine(), "threads": torch.get_num_threads(), "device": str(trainer.args.device),
-            "processes": trainer.args.world_size,
-        },
-        model={"name": config.model, "parameters": prepared.frozen, "class": type(base).__name__},
-        data=data,
-        adapter=_describe_adapter(config, found["adapter"]),
-        preflight={key: found[key] for key in ("data", "cost", "warnings")},
-        metrics=metrics,
-        history=run.history,
-        validation={"history": run.validation, "best_step": run.best_step},
-        rule=run.rule,
-        seconds=seconds | {"train": round(run.seconds, 3)},
-    )  # fmt: skip
-
-
-def _describe_adapter(config: RunConfig, found: dict[str, Any]) -> dict[str, Any]:
-    knobs: dict[str, Any] = {}
-    if "eta" in METHODS[config.method].knobs:
-        knobs["eta"] = config.eta or DEFAULT_ETA
-    if "apply_to" in METHODS[config.method].knobs:
-        knobs["apply_to"] = config.apply_to or "gradient"
-    return {
-        "method": config.method,
-        "r": config.r,
-        **knobs,
-        "modules": found["modules"],
-        "trained_parameters": found["parameters"],
-    }
 
 
 class _Clock:
