@@ -82,7 +82,8 @@ def page() -> str:
         "",
         "Accuracy with its 95 % Wilson interval; loss per token in nats with its perplexity. The classifiers' base is a new",
         "head on the frozen model. Multiple choice is scored by likelihood among the choices. Rows that stand in two parts,",
-        "or twice in the training part, were left out:",
+        "or twice in the training part, were left out (below).",
+        *_without_gain(records),
         "",
         "| set | left out | weights of step | padding | peak memory, GiB |",
         "|---|---|---|---|---|",
@@ -97,6 +98,16 @@ def page() -> str:
         )
     lines += ["", *(f"![{name}](../examples/records/{name}.png)" for name in records)]
     return "\n".join(lines) + "\n"
+
+
+def _without_gain(records: dict[str, RunRecord]) -> list[str]:
+    """A sentence on the sets where the base could be as good."""
+    names = [
+        name
+        for name, record in records.items()
+        if record.metrics["after"].get("accuracy_low", 1) <= record.metrics["before"].get("accuracy_high", 0)
+    ]
+    return [] if not names else ["", f"**No gain is shown on {', '.join(names)}**: the intervals of base and tuned overlap."]
 
 
 def _score(metrics: dict[str, float]) -> str:
