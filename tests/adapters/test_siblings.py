@@ -121,7 +121,21 @@ def test_an_input_that_was_changed_in_place_is_not_mistaken() -> None:
     torch.testing.assert_close(model(batch(2)), alone(model, batch(2)))
 
 
-def test_the_test_above_can_fail(monkeypatch) -> None:
+def test_inference_mode() -> None:
+    """Its tensors do not count their changes: nothing is handed out there, inside of it or after."""
+    model, inner = two()
+    with torch.inference_mode():
+        x = batch(2)
+        torch.testing.assert_close(model(x), alone(model, batch(2)))
+        inner.between = lambda x: x.add_(1)
+        torch.testing.assert_close(model(batch(2)), alone(model, batch(2)))
+    inner.between = lambda x: x
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), alone(model, batch(2)))
+    torch.testing.assert_close(model(batch(3)), alone(model, batch(3)))
+
+
+def test_the_tests_above_can_fail(monkeypatch) -> None:
     def forgetful(self, layer, x):
         return self.waiting.pop(id(layer), None)
 

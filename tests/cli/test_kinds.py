@@ -191,3 +191,24 @@ def test_a_model_without_a_chat_template(tiny_llama, tmp_path, capsys) -> None:
     data = jsonl(tmp_path / "chat.jsonl", rows)
     refused(words(tmp_path, task="chat", model=tiny_llama, data=data), tmp_path, capsys, "template")
     assert contents(tmp_path) == {"chat.jsonl"}
+
+
+def test_a_quantised_model_is_trained_as_it_is(tiny_llama, tmp_path, capsys) -> None:
+    """The same command on a model that was stored in 4 bits; what cannot be done with it says so."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    AutoModelForCausalLM.from_pretrained(tiny_llama, quantization_config=config).save_pretrained(tmp_path / "nf4")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "nf4")
+    rows = [{"prompt": f"{text} is", "completion": " good" if good else " bad"} for text, good in sentences(40)]
+    flags = {"task": "causal-lm", "prompt_column": "prompt", "completion_column": "completion", "model": tmp_path / "nf4"}
+    assert main(words(tmp_path, data=jsonl(tmp_path / "rows.jsonl", rows), **flags)) == 0
+    metrics = record(tmp_path).metrics
+    assert metrics["after"]["loss"] < metrics["before"]["loss"] - 0.2
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    tuned = json.loads(capsys.readouterr().out)["tuned"]
+    assert tuned["loss"] == pytest.approx(metrics["after"]["loss"], rel=1e-3)
+    merge = ["merge", str(tmp_path / "run"), "--output-dir", str(tmp_path / "merged")]
+    refused(merge, tmp_path, capsys, "the base is quantised")
+    assert main([*merge, "--model", tiny_llama]) == 0

@@ -115,7 +115,8 @@ class Linear(AlloraLayer, peft_layers.Linear):
         name = None if args or kwargs else self._fusible_adapter()
         if name is None:
             return super().forward(x, *args, **kwargs)
-        if self.group is None or not siblings.grouped():
+        # a tensor of inference mode does not count its changes, so none could be seen
+        if self.group is None or x.is_inference() or not siblings.grouped():
             return self._compute(x, [(self, name)])[0]
         if self.group.is_first(self):
             together = self._together(name)

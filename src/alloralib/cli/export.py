@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export, and say what was compared."""
-    from ..errors import ConfigError, did_you_mean
+    from ..errors import ConfigError, MergeError, did_you_mean
 
     check_run(arguments)
     if arguments.format not in FORMATS:
@@ -56,6 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
     converter = find_converter(arguments.converter) if arguments.format == "gguf" else None
     opened = open_run(arguments)
     check_mergeable(opened.directory)
+    if arguments.format == "merged" and opened.is_quantised():
+        raise MergeError(
+            "the base is quantised, and a merged model would lose most of what was learnt in its rounding",
+            where=opened.base,
+            remedy="keep the adapter (--format peft), or merge into the model before it was quantised: --model DIR",
+        )
     output = Path(arguments.output)
     inputs, source = proof_inputs(opened)
     if converter is not None:

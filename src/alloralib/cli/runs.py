@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from transformers import AutoConfig
 
 from ..adapters.inspection import read_config, read_weights
 from ..data.choices import questions
@@ -60,6 +61,10 @@ class OpenRun:
     def max_length(self) -> int:
         """Tokens per row."""
         return RunConfig.model_fields["max_length"].default if self.config is None else self.config.max_length
+
+    def is_quantised(self) -> bool:
+        """Whether the base is stored in fewer bits than it computes in."""
+        return getattr(AutoConfig.from_pretrained(self.base), "quantization_config", None) is not None
 
     def load_base(self) -> Any:
         """The frozen model, the same every time: a new head is drawn as the run drew it."""
