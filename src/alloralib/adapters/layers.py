@@ -116,7 +116,7 @@ class Linear(AlloraLayer, peft_layers.Linear):
         if name is None:
             return super().forward(x, *args, **kwargs)
         # a tensor of inference mode does not count its changes, so none could be seen
-        if self.group is None or x.is_inference() or not siblings.grouped():
+        if self.group is None or not siblings.grouped() or x.is_inference():
             return self._compute(x, [(self, name)])[0]
         if self.group.is_first(self):
             together = self._together(name)
