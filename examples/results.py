@@ -80,9 +80,9 @@ def page() -> str:
         )
     lines += [
         "",
-        "Accuracy with its 95 % Wilson interval; loss per token in nats with its perplexity. The classifiers' base is a new",
-        "head on the frozen model. Multiple choice is scored by likelihood among the choices. Rows that stand in two parts,",
-        "or twice in the training part, were left out (below).",
+        "Accuracy with its 95 % Wilson interval; loss per token in nats with its 95 % interval over rows. The classifiers'",
+        "base is a new head on the frozen model. Multiple choice is scored by likelihood among the choices. Rows that stand in",
+        "two parts, or twice in the training part, were left out (below).",
         *_without_gain(records),
         "",
         "| set | left out | weights of step | padding | peak memory, GiB |",
@@ -113,7 +113,7 @@ def _without_gain(records: dict[str, RunRecord]) -> list[str]:
 def _score(metrics: dict[str, float]) -> str:
     if "accuracy" in metrics:
         return f"{metrics['accuracy']:.3f} ({metrics['accuracy_low']:.3f} to {metrics['accuracy_high']:.3f})"
-    return f"{metrics['loss']:.3f} ({metrics['perplexity']:.1f})"
+    return f"{metrics['loss']:.3f} ({metrics['loss_low']:.3f} to {metrics['loss_high']:.3f})"
 
 
 def main() -> None:

@@ -109,6 +109,7 @@ def test_language_loss(make, batch_size: int) -> None:
         assert item["loss"] == (pytest.approx(sum(losses) / len(losses), abs=1e-5) if losses else None)
     assert found.metrics["tokens"] == count
     assert found.metrics["loss"] == pytest.approx(total / count, abs=1e-6)
+    assert found.metrics["loss_low"] < found.metrics["loss"] < found.metrics["loss_high"]
 
 
 def test_batches_waste_no_padding_beyond_their_own_longest() -> None:

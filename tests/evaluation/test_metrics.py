@@ -13,6 +13,7 @@ from alloralib.evaluation.metrics import (
     exact_match,
     paired_difference,
     perplexity,
+    ratio_interval,
     share,
     wilson_interval,
 )
@@ -75,3 +76,17 @@ def test_paired_difference(answers) -> None:
 def test_perplexity_does_not_overflow() -> None:
     assert perplexity(800.0) == math.inf
     assert perplexity(0.0) == 1
+
+
+def test_the_interval_of_a_ratio_holds_the_ratio_as_often_as_it_says() -> None:
+    """Rows of unequal length whose tokens share a level of their own; 95 % give or take the binomial's own spread."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        counts = rng.integers(1, 40, 120)
+        levels = 2 + 0.5 * rng.standard_normal(120)
+        totals = counts * levels + np.sqrt(counts) * rng.standard_normal(120)
+        low, high = ratio_interval(totals, counts)
+        held += low < 2 < high
+    assert 0.92 < held / 400 < 0.98
+    assert ratio_interval(np.array([1.0]), np.array([1])) == (-np.inf, np.inf)

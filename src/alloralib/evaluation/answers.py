@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from .metrics import Evaluation, classification_metrics, perplexity
+from .metrics import Evaluation, classification_metrics, perplexity, ratio_interval
 
 Tick = Callable[[int], object]  # told how many examples were done
 Collate = Callable[[list[Any]], Any]
@@ -112,7 +112,8 @@ def language_loss(model: Any, examples: Any, collate: Collate, batch_size: int, 
         examples: a `datasets.Dataset` with input_ids, labels (or what the collator makes them of), and perhaps `row`.
 
     Returns:
-        loss (per token), perplexity, tokens; items with row, loss (per token of that row, None where it has none), tokens.
+        loss (per token) with its 95 % interval over rows, perplexity, tokens; items with row, loss (per token of that row,
+        None where it has none), tokens.
     """
     totals, counts = np.zeros(len(examples)), np.zeros(len(examples), dtype=np.int64)
     selects = takes(model, "logits_to_keep")
@@ -134,7 +135,9 @@ def language_loss(model: Any, examples: Any, collate: Collate, batch_size: int, 
         {"row": row, "loss": float(totals[i] / counts[i]) if counts[i] else None, "tokens": int(counts[i])}
         for i, row in enumerate(row_numbers(examples))
     ]
-    return Evaluation({"loss": loss, "perplexity": perplexity(loss), "tokens": tokens}, items)
+    low, high = ratio_interval(totals, counts)
+    metrics = {"loss": loss, "loss_low": low, "loss_high": high, "perplexity": perplexity(loss), "tokens": tokens}
+    return Evaluation(metrics, items)
 
 
 def row_numbers(examples: Any) -> list[int]:

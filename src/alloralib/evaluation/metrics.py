@@ -138,6 +138,28 @@ def sign_test(one: int, other: int) -> float:
     return min(1.0, tail / 2**total)  # whole numbers: exact, and no overflow
 
 
+def ratio_interval(totals: NDArray[np.float64], counts: NDArray[np.int64], z: float = 1.959963984540054) -> tuple[float, float]:
+    """Interval for a ratio of sums, sum(totals) / sum(counts), over rows; 95 % by default.
+
+    Rows are what was drawn, so tokens of one row count together: the ratio estimator's linearised standard error
+    (Cochran, Sampling Techniques, 3rd edition, section 2.11).
+
+    Args:
+        totals, counts: (N,), per row.
+
+    >>> low, high = ratio_interval(np.array([2.0, 4.0, 3.0]), np.array([1, 2, 1]))
+    >>> low < 9 / 4 < high
+    True
+    """
+    rows, whole = len(counts), float(counts.sum())
+    if rows < 2 or whole == 0:
+        return -math.inf, math.inf
+    ratio = float(totals.sum()) / whole
+    residuals = totals - ratio * counts
+    half = z * math.sqrt(rows / (rows - 1) * float((residuals**2).sum())) / whole
+    return ratio - half, ratio + half
+
+
 def perplexity(mean_loss: float) -> float:
     """exp of the mean loss per token, infinite where that overflows."""
     return math.exp(mean_loss) if mean_loss < 700 else math.inf
