@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class AlloraError(ValueError):
@@ -23,6 +24,10 @@ class AlloraError(ValueError):
         if remedy is not None:
             lines.append(f"  remedy: {remedy}")
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that one raised in another process arrives whole."""
+        return _again, (type(self), self.__dict__ | {"args": self.args})
 
 
 class ConfigError(AlloraError):
@@ -67,6 +72,12 @@ class Interrupted(AlloraError):
 
 class RecordError(AlloraError):
     """A run's record that is not one, or belongs to a later version."""
+
+
+def _again(kind: type[AlloraError], state: dict[str, Any]) -> AlloraError:
+    error = kind.__new__(kind, *state["args"])
+    error.__dict__.update({name: value for name, value in state.items() if name != "args"})
+    return error
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ DEFAULT_OUTPUT = "studies/records"
 
 def flags() -> list[str]:
     """All flags, for the nearest name to a misspelt one."""
-    return ["--scale", "--data-dir", "--output-dir", "--overwrite", "--list", "--report"]
+    return ["--scale", "--data-dir", "--output-dir", "--jobs", "--overwrite", "--list", "--report"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", choices=("laptop", "paper"), default="laptop", help="how large [laptop]")
     parser.add_argument("--data-dir", metavar="DIR", help="where data sets are: folders mnist, cifar10, rotten_tomatoes")
     parser.add_argument("--output-dir", metavar="DIR", default=DEFAULT_OUTPUT, help=f"of all records [{DEFAULT_OUTPUT}]")
+    parser.add_argument("--jobs", metavar="N", type=int, help="processes, of one thread each [cores; paper scale: 1]")
     parser.add_argument("--overwrite", action="store_true", help="run again what is there, finished or not")
     parser.add_argument("--list", action="store_true", help="list the studies")
     parser.add_argument("--report", metavar="FILE", help="write a page of all records: .html with pictures inlined, or .md")
@@ -68,10 +70,12 @@ def _run(arguments: argparse.Namespace, output: Path) -> int:
 
     from ..studies.frame import run_study
 
+    jobs = arguments.jobs or (os.cpu_count() or 1 if arguments.scale == "laptop" else 1)
     for study in studies:
         record = run_study(
             study, scale=arguments.scale, data_dir=None if arguments.data_dir is None else Path(arguments.data_dir),
-            output_dir=output, overwrite=arguments.overwrite, tell=lambda line: print(line, file=sys.stderr, flush=True),
+            output_dir=output, overwrite=arguments.overwrite, jobs=jobs,
+            tell=lambda line: print(line, file=sys.stderr, flush=True),
         )  # fmt: skip
         print(f"{study.name}: {study.title}")
         texts = {claim["name"]: claim for claim in record["claims"]}

@@ -34,8 +34,12 @@ TITLES: dict[str, str] = {
 }
 """What each shows: the paper's own, then the questions it leaves open."""
 
-STUDIES = ("fig1", "fig2", "fig3", "fig4", "table5", "proposition1", "fig6")
-"""Those that can be run. The module has the study's name and holds STUDY."""
+STUDIES = (
+    *("fig1", "fig2", "fig3", "fig4", "table5", "proposition1", "fig6"),
+    *("table1", "table6", "table2", "table7", "table4"),
+    *("norm-free",),
+)
+"""Those that can be run. The module has the study's name (with _ for -) and holds STUDY."""
 
 MISSING = tuple(name for name in TITLES if name not in STUDIES)
 """Those that are planned and cannot be run yet."""
@@ -51,4 +55,4 @@ def load(name: str) -> Study:
         raise ConfigError(f"the study {name!r} is not there yet", remedy=f"there are: {', '.join(STUDIES)}")
     if name not in STUDIES:
         raise ConfigError(f"there is no study {name!r}", remedy=did_you_mean(name, [*STUDIES, "all"]))
-    return importlib.import_module(f".{name}", __package__).STUDY
+    return importlib.import_module(f".{name.replace('-', '_')}", __package__).STUDY

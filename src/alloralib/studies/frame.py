@@ -3,6 +3,7 @@
 A cell is one independent piece of work, named by a few plain values (a rate, a seed). Finished cells are kept as JSON in
 `NAME.unfinished` until the record is written, so an interrupted study goes on where it stopped. Nothing of the clock or the
 machine's paths enters a record: two runs give the same one. Verdicts and picture are functions of the cells in the record.
+A study may judge the cells of other studies beside its own (Table 2 is made of Table 6's runs): they are run first.
 """
 
 from __future__ import annotations
@@ -13,25 +14,36 @@ import json
 import math
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..comparison.statistics import Verdict, interval, verdict
 from ..errors import ConfigError, RecordError
+from .catalogue import load
+from .cells import Cell, Key, Result, Settings, plain, read_json, rounded, select, work_cells, write_text
 from .images import StudyData
+
+__all__ = [
+    "Cell",
+    "Claim",
+    "Finding",
+    "Key",
+    "Result",
+    "Settings",
+    "Study",
+    "judged",
+    "judged_range",
+    "rounded",
+    "run_study",
+    "select",
+]
 
 FORMAT = 1
 RECORD = "record.json"
 SCALES = ("laptop", "paper")
-
-Key = dict[str, Any]
-Settings = dict[str, Any]
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -76,14 +88,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A finished piece of work: what it was and what came out."""
-
-    key: Key
-    result: Result
-
-
-@dataclass(frozen=True)
 class Study:
     """A figure, table or proposition, as something that can be run.
 
@@ -99,6 +103,7 @@ class Study:
         work: (key, settings, data) -> a cell's result, plain values.
         judge: (cells, settings) -> one finding per claim.
         draw: (record, path) -> a PNG.
+        sources: studies whose cells it judges too, in front of its own; it has their settings beside its own.
     """
 
     name: str
@@ -112,6 +117,7 @@ class Study:
     judge: Callable[[Sequence[Cell], Settings], list[Finding]]
     draw: Callable[[dict[str, Any], Path], None]
     libraries: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
 
 def run_study(
@@ -122,6 +128,7 @@ def run_study(
     output_dir: Path,
     overwrite: bool = False,
     settings: Settings | None = None,
+    jobs: int = 1,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Run a study, or what is left of it, and write `output_dir/NAME/record.json` and `NAME.png`.
@@ -131,8 +138,9 @@ def run_study(
     Args:
         scale: laptop or paper.
         data_dir: where its data sets are.
-        overwrite: forget what is there, finished or not.
+        overwrite: forget what is there, finished or not; not of its sources.
         settings: over the scale's own, by name; for trying things out and for tests. They stand in the record.
+        jobs: processes; the record does not depend on their number. More than one is for studies of the catalogue.
         tell: is told of progress.
 
     Returns:
@@ -146,26 +154,39 @@ def run_study(
     unknown = sorted(set(chosen) - set(study.settings[scale]))
     if unknown:
         raise ConfigError(f"{study.name} has no setting {unknown[0]!r}", remedy=", ".join(study.settings[scale]))
+    borrowed: list[Cell] = []
+    for source in map(load, study.sources):
+        own = {name: chosen[name] for name in source.settings[scale]}
+        record = run_study(
+            source, scale=scale, data_dir=data_dir, output_dir=output_dir, settings=own, jobs=jobs, tell=tell
+        )  # fmt: skip
+        borrowed += [Cell(**cell) for cell in record["cells"]]
     identity = {
         "format": FORMAT, "study": study.name, "scale": scale, "settings": chosen,
         "versions": _versions(study), "machine": {"processor": platform.machine(), "threads": 1},
-        "data": data.hashes(study.needs(chosen)),
+        "data": data.hashes(study.needs(chosen)) if data_dir is not None or scale == "laptop" else {},
     }  # fmt: skip
+    if study.sources:
+        identity["sources"] = {"studies": list(study.sources), "cells": _digest(borrowed)}
     final, working = output_dir / study.name, output_dir / f"{study.name}.unfinished"
     if overwrite:
         shutil.rmtree(final, ignore_errors=True)
         shutil.rmtree(working, ignore_errors=True)
     cells = _finished_cells(final / RECORD, identity)
     if cells is None:
-        with _one_thread():
-            cells = _work(study, chosen, data, working, identity, tell)
+        _stamp(working, identity)
+        # a study may hold lambdas: another process finds it by its name
+        work = partial(_work, study.work, chosen, data) if jobs == 1 else partial(_work_by_name, study.name, chosen, data)
+        cells = work_cells(
+            study.plan(chosen), work, working, jobs=jobs, tell=lambda line: tell(f"{study.name} {line}")
+        )  # fmt: skip
     record = identity | {
         "title": study.title, "differs": study.differs[scale], "claims": [asdict(c) for c in study.claims],
-        "findings": [asdict(f) for f in findings_of(study, cells, chosen)], "cells": [asdict(c) for c in cells],
+        "findings": [asdict(f) for f in findings_of(study, borrowed + cells, chosen)], "cells": [asdict(c) for c in cells],
     }  # fmt: skip
     final.mkdir(parents=True, exist_ok=True)
-    study.draw(record, final / f"{study.name}.png")
-    _write(final / RECORD, record_text(record))
+    study.draw(record | {"cells": [asdict(c) for c in borrowed + cells]}, final / f"{study.name}.png")
+    write_text(final / RECORD, record_text(record))
     shutil.rmtree(working, ignore_errors=True)
     return record
 
@@ -228,22 +249,6 @@ def judged_range(
     return Finding(claim, ours, low, high, spread, _rule(above, below, unit), verdict(low, high, above=above, below=below))
 
 
-def rounded(value: Any, digits: int = 6) -> Any:
-    """Numbers to so many significant digits, in lists and dictionaries too: what a record needs of them."""
-    if isinstance(value, float):
-        return float(f"{value:.{digits}g}")
-    if isinstance(value, dict):
-        return {k: rounded(v, digits) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(v, digits) for v in value]
-    return value
-
-
-def select(cells: Sequence[Cell], **wanted: Any) -> list[Cell]:
-    """The cells whose key has these values, in order."""
-    return [c for c in cells if all(c.key.get(name) == value for name, value in wanted.items())]
-
-
 def findings_of(study: Study, cells: list[Cell], settings: Settings) -> list[Finding]:
     """What a study's cells say about its claims, one finding each, to six digits."""
     findings = study.judge(cells, settings)
@@ -253,35 +258,51 @@ def findings_of(study: Study, cells: list[Cell], settings: Settings) -> list[Fin
     return [Finding(**rounded(asdict(f))) for f in findings]
 
 
-def _work(
-    study: Study, settings: Settings, data: StudyData, working: Path, identity: dict[str, Any], tell: Callable[[str], None]
-) -> list[Cell]:
-    keys = study.plan(settings)
+def cells_of(record: dict[str, Any], records: Path) -> list[Cell]:
+    """The cells that a record is judged by: those of its sources, below the same directory, and its own.
+
+    Raises:
+        RecordError: a source is not there, or is not the one the record was made with.
+    """
+    borrowed: list[Cell] = []
+    sources = record.get("sources", {"studies": []})
+    for name in sources["studies"]:
+        borrowed += [Cell(**cell) for cell in read_record(records / name / RECORD)["cells"]]
+    if sources["studies"] and _digest(borrowed) != sources["cells"]:
+        raise RecordError(
+            f"{record['study']} was made with another {' and '.join(sources['studies'])}", where=str(records),
+            remedy=f"allora reproduce {record['study']} --overwrite",
+        )  # fmt: skip
+    return borrowed + [Cell(**cell) for cell in record["cells"]]
+
+
+def _work(work: Callable[[Key, Settings, StudyData], Result], settings: Settings, data: StudyData, key: Key) -> Result:
+    return work(key, settings, data)
+
+
+def _work_by_name(name: str, settings: Settings, data: StudyData, key: Key) -> Result:
+    return load(name).work(key, settings, data)
+
+
+def _digest(cells: Sequence[Cell]) -> str:
+    return hashlib.sha256(json.dumps([asdict(c) for c in cells], sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(working: Path, identity: dict[str, Any]) -> None:
     working.mkdir(parents=True, exist_ok=True)
     stamp = working / "settings.json"
-    if stamp.exists() and _read(stamp) != _plain(identity):
+    if stamp.exists() and read_json(stamp) != plain(identity):
         raise ConfigError(
             "an unfinished run with other settings, data or versions is there", where=str(working), remedy="add --overwrite"
         )
-    _write(stamp, json.dumps(identity, indent=1) + "\n")
-    cells: list[Cell] = []
-    for number, key in enumerate(keys, 1):
-        path = working / (hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16] + ".json")
-        found = _read(path)
-        if not isinstance(found, dict) or found.get("key") != _plain(key):
-            result = _plain(rounded(study.work(key, settings, data)))
-            found = {"key": _plain(key), "result": result}
-            _write(path, json.dumps(found, allow_nan=False))
-            tell(f"{study.name} {number}/{len(keys)}: " + ", ".join(f"{k} {v}" for k, v in key.items()))
-        cells.append(Cell(found["key"], found["result"]))
-    return cells
+    write_text(stamp, json.dumps(identity, indent=1) + "\n")
 
 
 def _finished_cells(path: Path, identity: dict[str, Any]) -> list[Cell] | None:
     if not path.exists():
         return None
     record = read_record(path)
-    for name, value in _plain(identity).items():
+    for name, value in plain(identity).items():
         if record.get(name) != value:
             raise ConfigError(
                 f"a record with other {name} is there: {_difference(record.get(name), value)}", where=str(path),
@@ -304,36 +325,6 @@ def _versions(study: Study) -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError as error:
         raise ConfigError(f"{study.name} needs {error.name}", remedy=f"pip install {error.name}") from None
     return {"python": platform.python_version()} | found
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back: tuples are lists, keys are strings."""
-    return json.loads(json.dumps(value, allow_nan=False))
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, or damaged: the cell is worked again
-        return None
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing: a file that is there is whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The order of summation, and so the last digits, depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _rule(above: float | None, below: float | None, unit: str) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import struct
 import zipfile
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -23,6 +24,7 @@ MNIST_FILES = {
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
+@dataclass(frozen=True)
 class StudyData:
     """The real data a study is given.
 
@@ -30,8 +32,7 @@ class StudyData:
         directory: with folders `mnist`, `cifar10` and those of registered sets; None where nothing was given.
     """
 
-    def __init__(self, directory: Path | None) -> None:
-        self.directory = directory
+    directory: Path | None
 
     def hashes(self, needs: tuple[str, ...]) -> dict[str, str]:
         """sha256 of the files of each needed set, in one.
@@ -40,6 +41,11 @@ class StudyData:
             AlloraError: no directory, or a set is not in it.
         """
         return {name: _digest(self._files(name)) for name in needs}
+
+    @property
+    def registered(self) -> str | None:
+        """Where registered sets are, as `data.parts.load_parts` takes it: None for the hub."""
+        return None if self.directory is None else str(self.root)
 
     @cached_property
     def root(self) -> Path:

@@ -1,0 +1,139 @@
+"""Cells, the independent pieces of a study: worked one by one or in several processes, each kept as JSON when it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import TrainingError
+
+Key = dict[str, Any]
+Settings = dict[str, Any]
+Result = dict[str, Any]
+Work = Callable[[Key], Result]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished piece of work: what it was and what came out."""
+
+    key: Key
+    result: Result
+
+
+def select(cells: Sequence[Cell], **wanted: Any) -> list[Cell]:
+    """The cells whose key has these values, in order."""
+    return [c for c in cells if all(c.key.get(name) == value for name, value in wanted.items())]
+
+
+def work_cells(keys: list[Key], work: Work, directory: Path, *, jobs: int, tell: Callable[[str], None]) -> list[Cell]:
+    """Work on the cells that `directory` does not have yet.
+
+    A result is written the moment it is there, to six digits, whoever worked it out and in whatever order.
+
+    Args:
+        keys: all of them.
+        work: with more than one job something that can be pickled.
+        directory: of one file per finished cell; those that are there and whole are taken.
+        jobs: processes. Each computes with one thread, so that a result does not depend on their number.
+        tell: is told of each finished cell.
+
+    Returns:
+        all cells, in the order of `keys`.
+
+    Raises:
+        TrainingError: a process died. Whatever `work` raises.
+    """
+    found = {number: read_json(_path(directory, key)) for number, key in enumerate(keys)}
+    done = {n: f for n, f in found.items() if isinstance(f, dict) and f.get("key") == plain(keys[n])}
+    left = [n for n in range(len(keys)) if n not in done]
+    for number, result in _worked({n: keys[n] for n in left}, work, jobs):
+        done[number] = {"key": plain(keys[number]), "result": plain(rounded(result))}
+        write_text(_path(directory, keys[number]), json.dumps(done[number], allow_nan=False))
+        tell(f"{len(done)}/{len(keys)}: " + ", ".join(f"{k} {v}" for k, v in keys[number].items()))
+    return [Cell(**done[n]) for n in range(len(keys))]
+
+
+def _worked(keys: dict[int, Key], work: Work, jobs: int) -> Iterator[tuple[int, Result]]:
+    if jobs == 1 or len(keys) < 2:
+        with _one_thread():
+            for number, key in keys.items():
+                yield number, work(key)
+        return
+    # A fork would inherit the threads and locks of whatever the parent has already computed.
+    pool = ProcessPoolExecutor(min(jobs, len(keys)), multiprocessing.get_context("spawn"), _start_process)
+    try:
+        waiting = {pool.submit(work, key): number for number, key in keys.items()}
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
+        pool.shutdown()
+    except BrokenProcessPool:
+        raise TrainingError(
+            "a process of the study died, perhaps for want of memory", remedy="the same command goes on; add --jobs 1"
+        ) from None
+    finally:
+        for child in multiprocessing.active_children():  # interrupted, or one cell failed: do not wait for the others
+            child.kill()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_process() -> None:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The order of summation, and so the last digits, depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def rounded(value: Any, digits: int = 6) -> Any:
+    """Numbers to so many significant digits, in lists and dictionaries too: what a record needs of them."""
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, dict):
+        return {k: rounded(v, digits) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(v, digits) for v in value]
+    return value
+
+
+def plain(value: Any) -> Any:
+    """As JSON gives it back: tuples are lists, keys are strings."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def read_json(path: Path) -> Any:
+    """The file's content; None where it is not there, or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """All of it or nothing: a file that is there is whole."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _path(directory: Path, key: Key) -> Path:
+    return directory / (hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16] + ".json")

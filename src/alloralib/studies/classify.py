@@ -1,0 +1,256 @@
+"""One run of a classifier in plain PyTorch: what the perception tables and the studies around them are made of.
+
+The whole of it is a function of its settings, the data and one seed. Only the adapter's own dropout is switched on: a BERT
+brings dropout of its own, which would stand beside the one that is studied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import TaskType, get_peft_model
+from torch import Tensor
+from transformers import get_scheduler
+from transformers.optimization import Adafactor
+from transformers.utils import logging
+
+from ..adapters.measure import layer_states
+from ..adapters.methods import optimizer_groups, peft_config
+from ..data.examples import build_examples, collator
+from ..data.forms import Columns
+from ..data.labels import label_ids, label_names, majority_share
+from ..data.parts import load_parts, sample
+from ..data.registry import REGISTRY
+from ..ops.scale import row_norms, scale
+from ..training.batches import BucketBatches
+from ..training.models import load_model, load_tokenizer, locate
+from .cells import Result, Settings
+from .images import StudyData
+
+EVALUATION_BATCH = 64
+
+RUN: Settings = {
+    "method": "lora", "r": 16, "eta": None, "dropout": None, "apply_to": None, "target_modules": "all-linear",
+    "optimizer": "adafactor", "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0.05, "weight_decay": 1e-5,
+    "max_grad_norm": 1.0, "batch_size": 16, "epochs": 2, "mimic": None, "train_rows": None, "validation_rows": 0,
+    "test_rows": None, "max_length": 64, "dtype": "float32", "seed": 0,
+}  # fmt: skip
+"""What a run may be told, and by default. `model` and `data` (a registered set) have to be given. `mimic`: an eta; the
+learning rate is multiplied at every step by the mean over all rows of the s(eta) that ALLoRA would have at these weights."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokenised rows of one part."""
+
+    examples: list[dict[str, Any]]
+    labels: Tensor  # (N,) int64
+
+    def lengths(self) -> list[int]:
+        """Tokens of every row."""
+        return [len(example["input_ids"]) for example in self.examples]
+
+
+class Run:
+    """A run while it goes on.
+
+    Attributes:
+        model: the adapted classifier.
+        step, epoch: optimiser steps and whole epochs that are done.
+    """
+
+    def __init__(self, settings: Settings, data: StudyData) -> None:
+        unknown = sorted(set(settings) - {*RUN, "model", "data"})
+        if unknown:
+            raise ValueError(f"a run has no setting {unknown[0]!r}")
+        self.settings: Settings = RUN | settings
+        s = self.settings
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        path = locate(s["model"])
+        self.rows, self.names, tokenizer = _rows(
+            data, path, s["data"], s["train_rows"], s["validation_rows"], s["test_rows"], s["max_length"], s["seed"]
+        )
+        self.collate = collator("classification", tokenizer)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        torch.manual_seed(s["seed"])  # the new head
+        base = load_model(
+            path, task="classification", labels=self.names, dtype=getattr(torch, s["dtype"]),
+            pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        torch.manual_seed(s["seed"])  # A
+        self.model: Any = get_peft_model(
+            base,
+            peft_config(
+                s["method"], r=s["r"], eta=s["eta"], dropout=s["dropout"], apply_to=s["apply_to"],
+                target_modules=s["target_modules"], task_type=TaskType.SEQ_CLS,
+            ),
+        ).to(self.device)  # fmt: skip
+        self.step = self.epoch = 0
+        self.train_loss: list[float] = []
+
+    def train(self, watch: Callable[[Run], None]) -> None:
+        """All epochs; `watch` is called before the first step and after every one."""
+        s = self.settings
+        torch.manual_seed(s["seed"])  # masks
+        batches = BucketBatches(self.rows["train"].lengths(), s["batch_size"], s["seed"])
+        optimizer = make_optimizer(s, self.model)
+        steps = len(batches) * s["epochs"]
+        schedule = get_scheduler(s["schedule"], optimizer, round(s["warmup"] * steps), steps)
+        watch(self)
+        for epoch in range(s["epochs"]):
+            batches.set_epoch(epoch)
+            for chosen in batches:
+                self._mode(training=True)
+                loss = F.cross_entropy(self._logits("train", chosen), self.rows["train"].labels[chosen].to(self.device))
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], s["max_grad_norm"])
+                if s["mimic"] is not None:
+                    for group in optimizer.param_groups:
+                        group["lr"] *= self.mean_scale(s["mimic"])
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()  # sets lr anew from its own base: what `mimic` multiplied is forgotten
+                self.train_loss.append(loss.item())
+                self.step += 1
+                self.epoch = epoch + (self.step % len(batches) == 0)
+                watch(self)
+
+    @torch.inference_mode()
+    def score(self, part: str) -> Result:
+        """Accuracy in percent, mean cross-entropy, and which rows were right, four to a hexadecimal digit."""
+        self._mode(training=False)
+        rows = self.rows[part]
+        order = sorted(range(len(rows.examples)), key=rows.lengths().__getitem__)
+        logits = torch.empty(len(order), len(self.names))
+        for start in range(0, len(order), EVALUATION_BATCH):
+            chosen = order[start : start + EVALUATION_BATCH]
+            logits[chosen] = self._logits(part, chosen).cpu()
+        right = (logits.argmax(1) == rows.labels).tolist()
+        return {
+            "accuracy": 100 * sum(right) / len(right), "loss": F.cross_entropy(logits, rows.labels).item(),
+            "correct": pack(right),
+        }  # fmt: skip
+
+    def row_norm(self) -> float:
+        """Mean over layers of the mean norm of the rows of BA, with the factor on the branch."""
+        states = [state.mean_norm for state in layer_states(self.model).values()]
+        return sum(states) / len(states)
+
+    def mean_scale(self, eta: float) -> float:
+        """Mean over layers and rows of s at these weights, whatever the method."""
+        with torch.no_grad():
+            found = [scale(norms, eta).mean().item() for norms in _all_row_norms(self.model)]
+        return sum(found) / len(found)
+
+    def _logits(self, part: str, chosen: list[int]) -> Tensor:
+        batch = self.collate([self.rows[part].examples[i] for i in chosen])
+        batch.pop("labels")
+        return self.model(**{k: v.to(self.device) for k, v in batch.items()}).logits.float()
+
+    def _mode(self, *, training: bool) -> None:
+        self.model.eval()
+        for name, module in self.model.named_modules():
+            if training and "lora_dropout" in name:
+                module.train()
+
+
+def classify(settings: Settings, data: StudyData, watch: Callable[[Run], None] = lambda run: None) -> Result:
+    """Train and score one classifier.
+
+    Args:
+        settings: over `RUN`; the same ones give the same result.
+        data: where the registered set is.
+        watch: sees the run before the first step and after every one.
+
+    Returns:
+        accuracy, loss, correct of the test rows; validation_accuracy and validation_loss where there are such rows;
+        train_loss, of the last step; row_norm, at the end.
+    """
+    run = Run(settings, data)
+    run.train(watch)
+    result: Result = run.score("test")
+    if "validation" in run.rows:
+        found = run.score("validation")
+        result |= {"validation_accuracy": found["accuracy"], "validation_loss": found["loss"]}
+    return result | {"train_loss": run.train_loss[-1], "row_norm": run.row_norm()}
+
+
+def chance(data: StudyData, name: str) -> float:
+    """What always answering a test set's most frequent class scores, in percent."""
+    table = load_parts("classification", Columns.of("classification", {}), data=name, data_dir=data.registered).test
+    return 100 * majority_share([str(v) for v in table.column("label", "label-column")])
+
+
+def pack(right: list[bool]) -> str:
+    """Which rows were right, four to a hexadecimal digit, the first row in the highest bit.
+
+    >>> pack([True, False, False, True, True])
+    '98'
+    """
+    padded = right + [False] * (-len(right) % 4)
+    return f"{int(''.join('01'[r] for r in padded), 2):0{len(padded) // 4}x}"
+
+
+def unpack(correct: str, rows: int) -> list[int]:
+    """`pack` undone: 1 where a row was right, else 0.
+
+    >>> unpack("98", 5)
+    [1, 0, 0, 1, 1]
+    """
+    return [int(bit) for bit in f"{int(correct, 16):0{4 * len(correct)}b}"[:rows]]
+
+
+def make_optimizer(settings: Settings, model: Any) -> torch.optim.Optimizer:
+    """adamw, sgd, momentum (.9), or adafactor as in the lab's harness: a fixed rate, no parameter scale, clipped at 1."""
+    lr, decay = settings["learning_rate"], settings["weight_decay"]
+    parameters: Any = optimizer_groups(settings["method"], model, lr, decay)
+    parameters = parameters or [p for p in model.parameters() if p.requires_grad]
+    name = settings["optimizer"]
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+    if name in ("sgd", "momentum"):
+        return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=0.9 if name == "momentum" else 0.0)
+    if name == "adafactor":
+        return Adafactor(
+            parameters, lr=lr, weight_decay=decay, relative_step=False, scale_parameter=False, warmup_init=False,
+            clip_threshold=1.0, decay_rate=-0.8, beta1=None,
+        )  # fmt: skip
+    raise ValueError(f"no optimiser {name!r}")
+
+
+def _all_row_norms(model: Any) -> list[Tensor]:
+    return [
+        row_norms(module.lora_A["default"].weight, module.lora_B["default"].weight) * abs(module.scaling["default"])
+        for module in model.modules()
+        if "default" in getattr(module, "lora_A", ())
+    ]
+
+
+@lru_cache(maxsize=16)
+def _rows(
+    data: StudyData, path: str, name: str, train: int | None, validation: int, test: int | None, max_length: int, seed: int
+) -> tuple[dict[str, Rows], list[str], Any]:
+    """Tokenised parts, class names and tokenizer. Which rows are held out does not depend on the seed, which of the others
+    are trained on does."""
+    columns = Columns.of("classification", {})
+    tokenizer = load_tokenizer(path)
+    parts = load_parts(
+        "classification", columns, data=name, data_dir=data.registered, validation_share=0.1 if validation else None,
+        validation_rows=validation or None, test_rows=test,
+    )  # fmt: skip
+    names = label_names(parts.train, "label", REGISTRY[name].labels)
+    tables = {"train": sample(parts.train, train, seed), "test": parts.test} | (
+        {"validation": parts.validation} if validation else {}
+    )
+    rows = {}
+    for part, table in tables.items():
+        assert table is not None
+        made = build_examples("classification", table, columns, processor=tokenizer, names=names, max_length=max_length)
+        rows[part] = Rows(made.to_list(), torch.tensor(label_ids(table, "label", names)))
+    return rows, names, tokenizer
