@@ -9,6 +9,9 @@ section 4.2 and Fig. 6.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -39,8 +42,8 @@ def row_norms(A: Tensor, B: Tensor) -> Tensor:
 def scale(magnitude: Tensor, eta: float) -> Tensor:
     """The adaptor function of the whole family: 1 / sqrt(magnitude + 1/eta^2).
 
-    Written as eta / sqrt(1 + eta^2 magnitude), the same number, which is exactly eta at zero in every dtype.
-    To try another adaptor function, replace this one: every operation of the family calls it and nothing else.
+    Written as eta / sqrt(1 + eta^2 magnitude), the same number, which is exactly eta at zero in every dtype. Every operation
+    of the family calls this function and nothing else, so `adaptor` can put another in its place.
 
     Args:
         magnitude: any shape, non-negative: row norms (ALLoRA) or |f(x)| (ALLoRA-OD, ASF-LoRA).
@@ -49,4 +52,27 @@ def scale(magnitude: Tensor, eta: float) -> Tensor:
     Returns:
         the shape and dtype of `magnitude`, 0 < s <= eta.
     """
+    return _adaptor(magnitude, eta)
+
+
+def paper_adaptor(magnitude: Tensor, eta: float) -> Tensor:
+    """The paper's function."""
     return eta / torch.sqrt(1 + eta**2 * magnitude)
+
+
+_adaptor: Callable[[Tensor, float], Tensor] = paper_adaptor
+
+
+@contextmanager
+def adaptor(function: Callable[[Tensor, float], Tensor]) -> Generator[None]:
+    """Train with another adaptor function (the paper's future work) while this is open; for studies, in one thread.
+
+    Args:
+        function: (magnitude, eta) -> the scale, in the shape and dtype of the magnitude, eta at zero magnitude.
+    """
+    global _adaptor
+    before, _adaptor = _adaptor, function
+    try:
+        yield
+    finally:
+        _adaptor = before

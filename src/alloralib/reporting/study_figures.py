@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,14 @@ def draw_fig2(record: Record, path: Path) -> None:
     for i, rate in enumerate(settings["rates"]):
         for j, dataset in enumerate(settings["datasets"]):
             ax = axes[i][j]
-            results = _all(record, dataset=dataset, rate=rate)
+            results = results_of(record, dataset=dataset, rate=rate)
             for name, colour, label in (("masks", "C0", "masks"), ("batches", "C1", "mini-batches (control)")):
                 quantiles = [_mean(r[name][epoch - 1]["quantiles"] for r in results) for epoch in epochs]
                 for low, high, alpha in ((1, 5, 0.25), (5, 7, 0.1)):
                     ax.fill_between(
                         epochs, [q[low] for q in quantiles], [q[high] for q in quantiles], color=colour, alpha=alpha, lw=0
                     )
-                means = [_average(r[name][epoch - 1]["mean"] for r in results) for epoch in epochs]
+                means = [average(r[name][epoch - 1]["mean"] for r in results) for epoch in epochs]
                 ax.semilogy(epochs, means, "o-", ms=3, color=colour, label=label)
             ax.set_title(f"{dataset}, rate {rate:g}", fontsize=9)
             ax.set_xlabel("epoch", fontsize=8)
@@ -65,7 +66,7 @@ def draw_fig4(record: Record, path: Path) -> None:
     figure, axes = grid(1, 2, size=(4.2, 3))
     left, right = axes[0]
     for rate, colour in zip(settings["rates"], _colours(settings["rates"]), strict=True):
-        sampled, averaged = (_all(record, case="all layers", rate=rate, loss=m) for m in ("sampled", "averaged"))
+        sampled, averaged = (results_of(record, case="all layers", rate=rate, loss=m) for m in ("sampled", "averaged"))
         pairs = zip(sampled, averaged, strict=True)
         gaps = [[x - y for x, y in zip(a["test_loss"], b["test_loss"], strict=True)] for a, b in pairs]
         for gap in gaps:
@@ -74,7 +75,7 @@ def draw_fig4(record: Record, path: Path) -> None:
     left.axhline(0, color="0.7", lw=0.8)
     left.set_title("test loss, sampled - expected", fontsize=9)
     for name, style in (("exact", "C0-"), ("averaged", "C1--"), ("sampled", "C2:")):
-        results = _all(record, case="last layer", loss=name)
+        results = results_of(record, case="last layer", loss=name)
         right.plot(results[0]["steps"], _mean(r["test_loss"] for r in results), style, label=name)
     right.set_title("last layer, squared loss: test loss", fontsize=9)
     for ax in (left, right):
@@ -90,7 +91,7 @@ def draw_fig3(record: Record, path: Path) -> None:
     figure, axes = grid(len(settings["optimisers"]), 3, size=(3.2, 2.5))
     for i, optimiser in enumerate(settings["optimisers"]):
         for rate, colour in zip(settings["rates"], _colours(settings["rates"]), strict=True):
-            results = _all(record, optimiser=optimiser, rate=rate)
+            results = results_of(record, optimiser=optimiser, rate=rate)
             for ax, name in zip(axes[i], names, strict=True):
                 ax.plot(results[0]["steps"], _mean(r[name] for r in results), lw=1, color=colour)
         for ax, (name, label) in zip(axes[i], names.items(), strict=True):
@@ -111,7 +112,7 @@ def draw_table5(record: Record, path: Path) -> None:
     epochs = list(range(1, settings["epochs"] + 1))
     rows: list[list[str]] = [[], [], [], []]
     for rate, colour in zip(rates, _colours(rates), strict=True):
-        curves = [r["accuracy"] for r in _all(record, rate=rate)]
+        curves = [r["accuracy"] for r in results_of(record, rate=rate)]
         mean = _mean(curves)
         for curve in curves:
             ax.plot(epochs, curve, lw=0.5, alpha=0.4, color=colour)
@@ -137,20 +138,20 @@ def draw_proposition1(record: Record, path: Path) -> None:
     left, middle, right = axes[0]
     depths, trained = settings["depths"], settings["trained_depths"]
     for number, kind in enumerate(("aligned", "orthogonal", "skip", "pre-norm")):
-        results = [_all(record, kind=kind, depth=depth) for depth in depths]
+        results = [results_of(record, kind=kind, depth=depth) for depth in depths]
         left.plot(
-            depths, [_average(r["growth"] for r in group) for group in results], "o-", ms=3, color=f"C{number}", label=kind
+            depths, [average(r["growth"] for r in group) for group in results], "o-", ms=3, color=f"C{number}", label=kind
         )
-    left.plot(depths, [_all(record, kind="aligned", depth=d)[0]["bound"] for d in depths], "k--", lw=1, label="bound")
+    left.plot(depths, [results_of(record, kind="aligned", depth=d)[0]["bound"] for d in depths], "k--", lw=1, label="bound")
     left.set_title("constructions: log growth", fontsize=9)
     for number, kind in enumerate(("plain", "normed")):
-        results = [_all(record, kind=f"trained {kind}", depth=depth) for depth in trained]
+        results = [results_of(record, kind=f"trained {kind}", depth=depth) for depth in trained]
         for name, style in (("growth", "o-"), ("bound", "--")):
-            values = [_average(r[name] for r in group) for group in results]
+            values = [average(r[name] for r in group) for group in results]
             middle.plot(trained, values, style, ms=3, color=f"C{number}", label=f"{kind}, {name}")
         for group, depth in zip(results, trained, strict=True):
             right.plot([depth] * len(group), [100 * r["interaction"] for r in group], ".", ms=3, color=f"C{number}", alpha=0.5)
-        values = [100 * _average(r["interaction"] for r in group) for group in results]
+        values = [100 * average(r["interaction"] for r in group) for group in results]
         right.plot(trained, values, "-", color=f"C{number}", label=kind)
     middle.set_title("trained: log growth", fontsize=9)
     right.set_title("interaction of layers, % of their sum", fontsize=9)
@@ -195,13 +196,14 @@ def save(figure: Any, path: Path) -> None:
         image.convert("RGB").quantize(128).save(path, format="PNG", optimize=True)
 
 
-def _all(record: Record, **wanted: Any) -> list[dict[str, Any]]:
+def results_of(record: Record, **wanted: Any) -> list[dict[str, Any]]:
+    """The results of the cells whose key has these values, in order."""
     cells = record["cells"]
     return [c["result"] for c in cells if all(c["key"].get(name) == value for name, value in wanted.items())]
 
 
 def _one(record: Record, **wanted: Any) -> dict[str, Any]:
-    (found,) = _all(record, **wanted)
+    (found,) = results_of(record, **wanted)
     return found
 
 
@@ -209,9 +211,16 @@ def _mean(curves: Iterable[list[float]]) -> list[float]:
     return [sum(values) / len(values) for values in zip(*curves, strict=True)]
 
 
-def _average(values: Iterable[float]) -> float:
+def average(values: Iterable[float]) -> float:
+    """Their mean."""
     found = list(values)
     return sum(found) / len(found)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Their standard deviation (n - 1); 0 for one alone."""
+    mean = average(values)
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1))
 
 
 def _colours(rates: list[float]) -> list[Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .study_figures import Record, grid, save
+from .study_figures import Record, average, deviation, grid, results_of, save
 
 Cells = dict[tuple[Any, ...], list[float]]
 
@@ -25,7 +24,7 @@ def draw_accuracies(record: Record, path: Path) -> None:
         for method in methods:
             rows.append([f"{eta2:g}", method, *(_plus_minus(found[method, eta2, c]) for c in columns)])
         for place, c in enumerate(columns):
-            best = max(range(len(methods)), key=lambda m: _mean(found[methods[m], eta2, c]))
+            best = max(range(len(methods)), key=lambda m: average(found[methods[m], eta2, c]))
             bold.add((len(rows) - len(methods) + best, place + 2))
     draw_rows(["η²", "method", *columns], rows, path, bold=bold)
 
@@ -42,7 +41,7 @@ def draw_gaps(record: Record, path: Path, pairs: Sequence[tuple[str, str]]) -> N
             row = [f"{a} - {b}", f"{eta2:g}"]
             for c in columns:
                 gap = [x - y for x, y in zip(found[a, eta2, c], found[b, eta2, c], strict=True)]
-                colours[len(rows), len(row)] = _shade(_mean(gap))
+                colours[len(rows), len(row)] = _shade(average(gap))
                 row.append(_plus_minus(gap, signed=True))
             rows.append(row)
     draw_rows(["gap, points", "η²", *columns], rows, path, colours=colours)
@@ -56,8 +55,8 @@ def draw_table1(record: Record, path: Path) -> None:
     figure, axes = grid(2, 1, size=(6, 2.4), height_ratios=[2.2, 1])
     ax, table = axes[0][0], axes[1][0]
     for number, method in enumerate(methods):
-        means = [_mean(found[method, rank]) for rank in ranks]
-        ax.errorbar(ranks, means, [_deviation(found[method, r]) for r in ranks], fmt="o-", ms=3, lw=1.3, capsize=2,
+        means = [average(found[method, rank]) for rank in ranks]
+        ax.errorbar(ranks, means, [deviation(found[method, r]) for r in ranks], fmt="o-", ms=3, lw=1.3, capsize=2,
                     color=f"C{number}", label=method)  # fmt: skip
     ax.set_xscale("log", base=2)
     ax.set_xlabel("rank", fontsize=8)
@@ -66,6 +65,32 @@ def draw_table1(record: Record, path: Path) -> None:
     rows = [[method, *(_plus_minus(found[method, rank]) for rank in ranks)] for method in methods]
     _table(table, ["", *(f"r = {rank}" for rank in ranks)], rows)
     save(figure, path)
+
+
+def draw_fair(record: Record, path: Path) -> None:
+    """Above: accuracy on validation rows over the learning rate, a panel per task. Below: the test scores of each method at its
+    own rate."""
+    settings = record["settings"]
+    tasks, rates = list(settings["tasks"]), settings["rates"]
+    methods = list(dict.fromkeys(cell["key"]["method"] for cell in record["cells"]))
+    figure, axes = grid(2, len(tasks), size=(4.4, 2.8))
+    for (above, below), task in zip(axes.T, tasks, strict=True):
+        for number, method in enumerate(methods):
+            tuned = [average(r["accuracy"] for r in _of(record, task, method, "tuning", rate)) for rate in rates]
+            above.semilogx(rates, tuned, "o-", ms=3, lw=1, color=f"C{number}", label=method)
+            scores = [r["accuracy"] for r in _of(record, task, method, "test")]
+            below.plot([number] * len(scores), scores, ".", color=f"C{number}")
+            below.plot([number - 0.3, number + 0.3], [average(scores)] * 2, color=f"C{number}")
+        above.set_title(f"{task}: validation accuracy over the rate", fontsize=8)
+        below.set_title(f"{task}: test accuracy at the method's own rate", fontsize=8)
+        below.set_xticks(range(len(methods)), methods, rotation=25, ha="right", fontsize=6)
+    axes[0][0].legend(frameon=False, fontsize=6)
+    save(figure, path)
+
+
+def _of(record: Record, task: str, method: str, use: str, rate: float | None = None) -> list[dict[str, Any]]:
+    wanted = {"task": task, "method": method, "for": use} | ({} if rate is None else {"rate": rate})
+    return results_of(record, **wanted)
 
 
 def draw_rows(
@@ -112,18 +137,9 @@ def _grouped(record: Record, *names: str) -> Cells:
     return found
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _deviation(values: Sequence[float]) -> float:
-    mean = _mean(values)
-    return math.sqrt(sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1))
-
-
 def _plus_minus(values: Sequence[float], *, signed: bool = False) -> str:
-    mean = _mean(values)
-    return f"{mean:+.2f} ± {_deviation(values):.2f}" if signed else f"{mean:.2f} ± {_deviation(values):.2f}"
+    mean = average(values)
+    return f"{mean:+.2f} ± {deviation(values):.2f}" if signed else f"{mean:.2f} ± {deviation(values):.2f}"
 
 
 def _shade(gap: float) -> Any:

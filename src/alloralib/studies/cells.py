@@ -37,6 +37,11 @@ def select(cells: Sequence[Cell], **wanted: Any) -> list[Cell]:
     return [c for c in cells if all(c.key.get(name) == value for name, value in wanted.items())]
 
 
+def results(cells: Sequence[Cell], of: str, **wanted: Any) -> list[Any]:
+    """One entry of each of these cells' results, in order."""
+    return [c.result[of] for c in select(cells, **wanted)]
+
+
 def work_cells(keys: list[Key], work: Work, directory: Path, *, jobs: int, tell: Callable[[str], None]) -> list[Cell]:
     """Work on the cells that `directory` does not have yet.
 

@@ -38,10 +38,11 @@ RUN: Settings = {
     "method": "lora", "r": 16, "eta": None, "dropout": None, "apply_to": None, "target_modules": "all-linear",
     "optimizer": "adafactor", "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0.05, "weight_decay": 1e-5,
     "max_grad_norm": 1.0, "batch_size": 16, "epochs": 2, "mimic": None, "train_rows": None, "validation_rows": 0,
-    "test_rows": None, "max_length": 64, "dtype": "float32", "seed": 0,
+    "test_rows": None, "score": "test", "max_length": 64, "dtype": "float32", "seed": 0,
 }  # fmt: skip
 """What a run may be told, and by default. `model` and `data` (a registered set) have to be given. `mimic`: an eta; the
-learning rate is multiplied at every step by the mean over all rows of the s(eta) that ALLoRA would have at these weights."""
+learning rate is multiplied at every step by the mean over all rows of the s(eta) that ALLoRA would have at these weights.
+`score`: the part to score at the end, test or validation; the other one is not looked at."""
 
 
 @dataclass(frozen=True)
@@ -169,16 +170,11 @@ def classify(settings: Settings, data: StudyData, watch: Callable[[Run], None] =
         watch: sees the run before the first step and after every one.
 
     Returns:
-        accuracy, loss, correct of the test rows; validation_accuracy and validation_loss where there are such rows;
-        train_loss, of the last step; row_norm, at the end.
+        accuracy, loss and correct of the scored part; train_loss, of the last step; row_norm, at the end.
     """
     run = Run(settings, data)
     run.train(watch)
-    result: Result = run.score("test")
-    if "validation" in run.rows:
-        found = run.score("validation")
-        result |= {"validation_accuracy": found["accuracy"], "validation_loss": found["loss"]}
-    return result | {"train_loss": run.train_loss[-1], "row_norm": run.row_norm()}
+    return run.score(run.settings["score"]) | {"train_loss": run.train_loss[-1], "row_norm": run.row_norm()}
 
 
 def chance(data: StudyData, name: str) -> float:

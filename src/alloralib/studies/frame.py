@@ -103,6 +103,7 @@ class Study:
         work: (key, settings, data) -> a cell's result, plain values.
         judge: (cells, settings) -> one finding per claim.
         draw: (record, path) -> a PNG.
+        follow: (cells of the plan, settings) -> the keys of more cells, where what is run hangs on what was found.
         sources: studies whose cells it judges too, in front of its own; it has their settings beside its own.
     """
 
@@ -117,6 +118,7 @@ class Study:
     judge: Callable[[Sequence[Cell], Settings], list[Finding]]
     draw: Callable[[dict[str, Any], Path], None]
     libraries: tuple[str, ...] = ()
+    follow: Callable[[Sequence[Cell], Settings], list[Key]] | None = None
     sources: tuple[str, ...] = ()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..comparison.statistics import compare, holm
-from .cells import Cell, Key, Result, Settings, select
+from .cells import Cell, Key, Result, Settings, results
 from .classify import classify
 from .frame import Finding, judged
 from .images import StudyData
@@ -74,10 +74,10 @@ PERCEPTION: dict[str, Settings] = {
 DIFFERS = {
     "laptop": "MiniLM-L6 (fp32) and SmolLM2-135M (bf16) instead of models of 450 to 500 million parameters; 64 to 256 rows to "
     "train on, 150 to 300 to test on; 2 epochs and 5 runs as in the paper. Adafactor, cosine, clipping and alpha = r as in its "
-    "lab's harness; batch 8; all linear layers; l_b = 3e-3 (MiniLM) and 1e-3 (SmolLM2), set after a look at LoRA alone (at 1e-3 "
-    "MiniLM had learnt nothing by then) and before any other method was run. The models' own dropout is off.",
-    "paper": "Models, data, epochs, runs and l_b are the paper's; SmolLM2-360M stands in for OpenELM-450M, whose code is not in "
-    "transformers. Optimiser, schedule and batch are those of its lab's harness; rank (32, from Table 1) and targets (all "
+    "lab's harness; batch 8; all linear layers; l_b = 3e-3 (MiniLM) and 1e-3 (SmolLM2), set after a look at LoRA alone (at "
+    "1e-3 MiniLM had learnt nothing by then) and before any other method was run. The models' own dropout is off.",
+    "paper": "Models, data, epochs, runs and l_b are the paper's; SmolLM2-360M stands in for OpenELM-450M, whose code is not "
+    "in transformers. Optimiser, schedule and batch are those of its lab's harness; rank (32, from Table 1) and targets (all "
     "linear layers) are not stated; 512 tokens; the models' own dropout is off.",
 }
 
@@ -127,7 +127,7 @@ def gaps(
 def _by_seed(cells: Sequence[Cell], column: str, method: str, eta2: int, of: str) -> list[float]:
     if method == "LoRA x eta" and eta2 == 1:
         method = "LoRA"
-    return [cell.result[of] for cell in select(cells, column=column, method=method, eta2=eta2)]
+    return results(cells, of, column=column, method=method, eta2=eta2)
 
 
 def mean_gaps(found: dict[tuple[str, int], list[float]], eta2: int | None = None) -> list[float]:

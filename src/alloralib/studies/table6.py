@@ -38,8 +38,8 @@ STUDY = Study(
               f"{_PAPER['wins']} wins, {_PAPER['ties']} tie, {_PAPER['losses']} losses of 27"),
         Claim("falls", "Table 6", "the gain is largest at eta = 1, where the rule only ever lowers the rate (gain at eta^2 = 1 "
               "minus at 4)", f"{_BY_ETA[1] - _BY_ETA[4]:+.2f} points"),
-        Claim("loss", "beside Table 6", "ALLoRA has the lower cross-entropy on the test rows (ALLoRA - LoRA, mean)", "not measured",
-              by_paper=False),
+        Claim("loss", "beside Table 6", "ALLoRA has the lower cross-entropy on the test rows (ALLoRA - LoRA, mean)",
+              "not measured", by_paper=False),
     ),
     needs=needs,
     libraries=("transformers", "peft"),
