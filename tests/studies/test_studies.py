@@ -26,6 +26,10 @@ TINY = {
     "proposition1": {
         "width": 16, "rank": 2, "depths": [1, 4], "trained_depths": [2, 4], "pretrain_rows": 128, "pretrain_epochs": 1,
         "rows": 64, "seeds": 2, "steps": 3,
+        "transformer": {
+            "model": "minilm-l6", "data": "trec", "depths": [2, 4], "r": 2, "eta": 2.0, "train_rows": 16, "test_rows": 8,
+            "max_length": 8, "matched_rows": 8, "batch": 8, "steps": 1,
+        },
     },
 }  # fmt: skip
 

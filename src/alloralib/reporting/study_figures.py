@@ -132,11 +132,11 @@ def draw_table5(record: Record, path: Path) -> None:
 
 
 def draw_proposition1(record: Record, path: Path) -> None:
-    """Left: growth of constructions by depth and the bound. Middle: of trained adapters. Right: their interaction."""
+    """Above: growth of constructions by depth; of trained networks, and their interaction. Below: the same of transformers."""
     settings = record["settings"]
-    figure, axes = grid(1, 3, size=(3.6, 3.0))
-    left, middle, right = axes[0]
-    depths, trained = settings["depths"], settings["trained_depths"]
+    depths, trained, blocks = settings["depths"], settings["trained_depths"], settings["transformer"]["depths"]
+    figure, axes = grid(2, 3, size=(3.6, 2.9))
+    left = axes[0][0]
     for number, kind in enumerate(("aligned", "orthogonal", "skip", "pre-norm")):
         results = [results_of(record, kind=kind, depth=depth) for depth in depths]
         left.plot(
@@ -144,22 +144,46 @@ def draw_proposition1(record: Record, path: Path) -> None:
         )
     left.plot(depths, [results_of(record, kind="aligned", depth=d)[0]["bound"] for d in depths], "k--", lw=1, label="bound")
     left.set_title("constructions: log growth", fontsize=9)
-    for number, kind in enumerate(("plain", "normed")):
-        results = [results_of(record, kind=f"trained {kind}", depth=depth) for depth in trained]
+    _draw_trained(record, axes[0][1:], "trained", {"plain": "plain", "normed": "normed"}, trained)
+    names = {"normed": "norms as they are", "held": "norms held"}
+    _draw_trained(record, axes[1][1:], "transformer", names, blocks)
+    left = axes[1][0]
+    for number, (kind, label) in enumerate(names.items()):
+        results = [results_of(record, kind=f"transformer {kind}", depth=depth) for depth in blocks]
+        values = [100 * average(r["accuracy_after"] for r in group) for group in results]
+        left.plot(blocks, values, "o-", ms=3, color=f"C{number}", label=label)
+    before = [
+        100 * average(r["accuracy_before"] for r in results_of(record, kind="transformer normed", depth=d)) for d in blocks
+    ]
+    left.plot(blocks, before, "k--", lw=1, label="without adapters")
+    left.set_title("transformer: accuracy, %", fontsize=9)
+    left.set_ylim(0, 100)
+    for row, ticks, word in ((axes[0], None, "layers"), (axes[1], blocks, "blocks")):
+        for ax in row:
+            ax.set_xscale("log", base=2)
+            if ticks:
+                ax.set_xticks(ticks, [str(tick) for tick in ticks])
+                ax.minorticks_off()
+            ax.set_xlabel(word, fontsize=8)
+            ax.legend(frameon=False, fontsize=7)
+    save(figure, path)
+
+
+def _draw_trained(record: Record, axes: Any, prefix: str, names: dict[str, str], depths: list[int]) -> None:
+    """Growth and bound in the first of two places, the interaction in the second: dots are seeds."""
+    first, second = axes
+    for number, (kind, label) in enumerate(names.items()):
+        results = [results_of(record, kind=f"{prefix} {kind}", depth=depth) for depth in depths]
         for name, style in (("growth", "o-"), ("bound", "--")):
             values = [average(r[name] for r in group) for group in results]
-            middle.plot(trained, values, style, ms=3, color=f"C{number}", label=f"{kind}, {name}")
-        for group, depth in zip(results, trained, strict=True):
-            right.plot([depth] * len(group), [100 * r["interaction"] for r in group], ".", ms=3, color=f"C{number}", alpha=0.5)
-        values = [100 * average(r["interaction"] for r in group) for group in results]
-        right.plot(trained, values, "-", color=f"C{number}", label=kind)
-    middle.set_title("trained: log growth", fontsize=9)
-    right.set_title("interaction of layers, % of their sum", fontsize=9)
-    for ax in (left, middle, right):
-        ax.set_xscale("log", base=2)
-        ax.set_xlabel("layers", fontsize=8)
-        ax.legend(frameon=False, fontsize=7)
-    save(figure, path)
+            first.plot(depths, values, style, ms=3, color=f"C{number}", label=f"{label}, {name}")
+        for group, depth in zip(results, depths, strict=True):
+            second.plot([depth] * len(group), [100 * r["interaction"] for r in group], ".", ms=3, color=f"C{number}", alpha=0.5)
+        second.plot(depths, [100 * average(r["interaction"] for r in group) for group in results], "-", color=f"C{number}",
+                    label=label)  # fmt: skip
+    second.set_ylim(bottom=0)
+    first.set_title(f"{prefix}: log growth", fontsize=9)
+    second.set_title(f"{prefix}: interaction, % of the sum", fontsize=9)
 
 
 def draw_fig6(record: Record, path: Path) -> None:
