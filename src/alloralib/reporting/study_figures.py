@@ -14,7 +14,7 @@ def draw_fig1(record: Record, path: Path) -> None:
     """Absolute and relative error by number of realisations, log-log: rows are rates, columns data sets; theory dashed."""
     settings = record["settings"]
     counts, rates, sets = settings["realisations"], settings["rates"], settings["datasets"]
-    figure, axes = _grid(len(rates), 2 * len(sets), size=(1.9, 1.5))
+    figure, axes = new_axes(len(rates), 2 * len(sets), size=(1.9, 1.5))
     for i, rate in enumerate(rates):
         for j, (kind, dataset) in enumerate((k, d) for k in ("absolute", "relative") for d in sets):
             ax = axes[i][j]
@@ -32,13 +32,13 @@ def draw_fig1(record: Record, path: Path) -> None:
                 ax.set_xlabel("realisations", fontsize=8)
     axes[0][0].legend(frameon=False, fontsize=6)
     figure.suptitle("|empirical - expected| loss: dots mean, thin one run, dashed sqrt(2/pi) Std/sqrt(N)", fontsize=9)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def draw_fig2(record: Record, path: Path) -> None:
     """Deviations of the gradient's entries by epoch: mean, and shaded quantiles; rows are rates, columns data sets."""
     settings = record["settings"]
-    figure, axes = _grid(len(settings["rates"]), len(settings["datasets"]), size=(4, 2.6))
+    figure, axes = new_axes(len(settings["rates"]), len(settings["datasets"]), size=(4, 2.6))
     epochs = list(range(1, settings["epochs"] + 1))
     for i, rate in enumerate(settings["rates"]):
         for j, dataset in enumerate(settings["datasets"]):
@@ -56,13 +56,13 @@ def draw_fig2(record: Record, path: Path) -> None:
             ax.set_xlabel("epoch", fontsize=8)
     axes[0][0].legend(frameon=False, fontsize=7)
     figure.suptitle("deviation of the gradient of layer 2: mean, 5 to 95 % and to 99.9 % of the entries", fontsize=9)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def draw_fig4(record: Record, path: Path) -> None:
     """Left: the gap by step, colour = rate, thin lines are seeds. Right: exact, averaged and sampled where all exist."""
     settings = record["settings"]
-    figure, axes = _grid(1, 2, size=(4.2, 3))
+    figure, axes = new_axes(1, 2, size=(4.2, 3))
     left, right = axes[0]
     for rate, colour in zip(settings["rates"], _colours(settings["rates"]), strict=True):
         sampled, averaged = (_all(record, case="all layers", rate=rate, loss=m) for m in ("sampled", "averaged"))
@@ -80,14 +80,14 @@ def draw_fig4(record: Record, path: Path) -> None:
     for ax in (left, right):
         ax.set_xlabel("step", fontsize=8)
         ax.legend(frameon=False, fontsize=7)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def draw_fig3(record: Record, path: Path) -> None:
     """Norms of A and B and the loss by step, colour = rate, seeds averaged; a row per optimiser."""
     settings = record["settings"]
     names = {"A": "norm of A", "B": "norm of B", "loss": "training loss"}
-    figure, axes = _grid(len(settings["optimisers"]), 3, size=(3.2, 2.5))
+    figure, axes = new_axes(len(settings["optimisers"]), 3, size=(3.2, 2.5))
     for i, optimiser in enumerate(settings["optimisers"]):
         for rate, colour in zip(settings["rates"], _colours(settings["rates"]), strict=True):
             results = _all(record, optimiser=optimiser, rate=rate)
@@ -99,14 +99,14 @@ def draw_fig3(record: Record, path: Path) -> None:
             if name == "loss":
                 ax.set_yscale("log")
     _rate_bar(figure, axes, settings["rates"])
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def draw_table5(record: Record, path: Path) -> None:
     """Accuracy by epoch, colour = rate: the mean of the runs, and the runs themselves thin; below it the table."""
     settings = record["settings"]
     rates, early = settings["rates"], settings["early"]
-    figure, axes = _grid(2, 1, size=(5.6, 2.6), height_ratios=[2.2, 1])
+    figure, axes = new_axes(2, 1, size=(5.6, 2.6), height_ratios=[2.2, 1])
     ax, table = axes[0][0], axes[1][0]
     epochs = list(range(1, settings["epochs"] + 1))
     rows: list[list[str]] = [[], [], [], []]
@@ -127,13 +127,13 @@ def draw_table5(record: Record, path: Path) -> None:
     drawn = table.table(rows, rowLabels=names, colLabels=[f"{rate:g}" for rate in rates], loc="center")
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(8)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def draw_proposition1(record: Record, path: Path) -> None:
     """Left: growth of constructions by depth and the bound. Middle: of trained adapters. Right: their interaction."""
     settings = record["settings"]
-    figure, axes = _grid(1, 3, size=(3.6, 3.0))
+    figure, axes = new_axes(1, 3, size=(3.6, 3.0))
     left, middle, right = axes[0]
     depths, trained = settings["depths"], settings["trained_depths"]
     for number, kind in enumerate(("aligned", "orthogonal", "skip", "pre-norm")):
@@ -158,22 +158,23 @@ def draw_proposition1(record: Record, path: Path) -> None:
         ax.set_xscale("log", base=2)
         ax.set_xlabel("layers", fontsize=8)
         ax.legend(frameon=False, fontsize=7)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def draw_fig6(record: Record, path: Path) -> None:
     """The scale over x, a curve per eta squared."""
-    figure, axes = _grid(1, 1, size=(5, 3.2))
+    figure, axes = new_axes(1, 1, size=(5, 3.2))
     ax = axes[0][0]
     for cell in record["cells"]:
         ax.plot(cell["result"]["x"], cell["result"]["s"], label=f"η² = {cell['key']['eta2']}")
     ax.set_xlabel("x")
     ax.set_ylabel("1/√(|x| + 1/η²)")
     ax.legend(frameon=False)
-    _save(figure, path)
+    save_png(figure, path)
 
 
-def _grid(rows: int, columns: int, *, size: tuple[float, float], **settings: Any) -> tuple[Any, Any]:
+def new_axes(rows: int, columns: int, *, size: tuple[float, float], **settings: Any) -> tuple[Any, Any]:
+    """A figure and its axes, `rows` x `columns` of them, each `size` inches wide and high."""
     from matplotlib.figure import Figure  # no pyplot: no window, no global state
 
     figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
@@ -184,7 +185,7 @@ def _grid(rows: int, columns: int, *, size: tuple[float, float], **settings: Any
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_png(figure: Any, path: Path) -> None:
     """A PNG of at most 128 colours, a third of the size of the full one."""
     from PIL import Image
 
