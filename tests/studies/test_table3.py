@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alloralib.data.duplicates import normalised
-from alloralib.reporting.commonsense_figures import _share, draw_table3
+from alloralib.reporting.commonsense_figures import _runs, _share, draw_table3
 from alloralib.studies import table3
 from alloralib.studies.commonsense import METHODS, Row, answer_losses, load_tasks, packed, tune, unpacked
 from alloralib.studies.frame import Cell, run_study
@@ -46,7 +46,7 @@ def small(tmp_path_factory) -> dict:
                 text = f"Please answer: {task} {part} {i} {answer}?\n\nAnswer format: {form}"
                 rows.append({"instruction": text, "input": "", "output": f"the correct answer is {answer}", "answer": answer})
             (root / "data" / task / f"{part}.json").write_text(json.dumps(rows))
-    words = ["<pad>", "</s>", "<unk>", *"the correct answer is Below Response instruction Please : ? / . ###".split()]
+    words = ["<pad>", "</s>", "<unk>", "the", "correct", "answer", "is", "Please", "Response", ":", "?", "/", "."]
     words += sorted({name for form in FORMATS.values() for name in form.split("/")})
     inner = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = Whitespace()
@@ -64,7 +64,8 @@ def test_the_whole_path_at_paper_scale(small, tmp_path) -> None:
     settings = small["settings"] | {"epochs": 1, "ranks": [2, 4], "eta2": [1, 4], "warmup": 2, "new_tokens": 7}
     record = run_study(STUDY, scale="paper", data_dir=small["data"], output_dir=tmp_path, settings=settings)
     assert len(record["cells"]) == 2 * 2 * (2 + 2 * 2)
-    assert record["settings"]["tasks"] == list(FORMATS) and set(record["data"]) == set(FORMATS)
+    assert record["settings"]["tasks"] == list(FORMATS)
+    assert set(record["data"]) == set(FORMATS)
     for cell in record["cells"]:
         result = cell["result"]
         assert result["updates"] == -(-result["rows"] // 16)
@@ -194,7 +195,9 @@ def test_eta_is_chosen_on_validation_and_the_guard_bites(monkeypatch) -> None:
     assert findings["over-dora"].low == 0  # eta2 = 2 was taken, and has nothing right
     assert findings["best-on-test"].low == 100
     assert findings["selection"].verdict == "confirmed"
-    # the picture too
+    record = {"settings": settings, "cells": [vars(c) for c in scrambled(cells, 4)]}
+    drawn = {choose: _runs(record, "SmolLM2-135M", 16, "ALLoRA", choose) for choose in ("validation_loss", "test")}
+    assert [{_share(t) for run in runs for t in run["correct"].values()} for runs in drawn.values()] == [{0}, {100}]
     monkeypatch.setattr(table3, "by_validation", table3.by_test)  # the mutation
     assert not blind(cells, settings)
     assert {f.claim: f for f in STUDY.judge(scrambled(cells, 4), settings)}["over-dora"].low == 100

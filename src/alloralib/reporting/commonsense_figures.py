@@ -59,7 +59,7 @@ def draw_table3(record: Record, path: Path) -> None:
     for place in bold:
         table[place].get_text().set_weight("bold")
     ax.set_title(
-        f"accuracy, %: mean of {settings['seeds']} seeds, ± of the average; η chosen on validation rows; loss in nats per token",
+        f"accuracy, %: mean over {settings['seeds']} seeds, ± of the average; η by validation; loss in nats a token",
         fontsize=8,
     )
     save_png(figure, path)
@@ -87,4 +87,3 @@ def _share(text: str) -> float:
     """Per cent of ones in "number:hexadecimal"."""
     count, _, digits = text.partition(":")
     return 100 * int(digits, 16).bit_count() / int(count)
-

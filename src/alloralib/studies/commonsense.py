@@ -70,10 +70,9 @@ def load_tasks(settings: Settings, data: StudyData, seed: int) -> dict[str, Task
     for task, part in parts.items():
         assert part.validation is not None
         columns = REGISTRY[task].columns
-        rows = [questions(table, columns) for table in (part.train, part.validation, part.test)]
-        answers = [q.choices[q.answer] for q in rows[0]]
-        frequent = max(sorted(set(answers)), key=answers.count)
-        found[task] = TaskRows(*rows, frequent)
+        train, validation, test = (questions(table, columns) for table in (part.train, part.validation, part.test))
+        answers = [q.choices[q.answer] for q in train]
+        found[task] = TaskRows(train, validation, test, max(sorted(set(answers)), key=answers.count))
     held = {normalised(q.prompt) for rows in found.values() for q in (*rows.validation, *rows.test)}
     return {
         task: TaskRows([q for q in rows.train if normalised(q.prompt) not in held], rows.validation, rows.test, rows.frequent)
@@ -166,7 +165,9 @@ def answer_losses(model: Any, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     ids, mask = left_padded([row.ids for row in rows], 0, model.device)
     width = max(row.learnt for row in rows)
     position = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=position, logits_to_keep=width + 1).logits[:, :-1]
+    # places and not a number, which would slice: of a slice torch makes a product per row, with a copy of the whole head each
+    places = torch.arange(ids.shape[1] - width - 1, ids.shape[1] - 1, device=model.device)
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=position, logits_to_keep=places).logits
     counts = torch.tensor([row.learnt for row in rows], device=model.device)
     learnt = torch.arange(width, device=model.device) >= width - counts[:, None]
     targets = ids[:, -width:].masked_fill(~learnt, IGNORED)
