@@ -44,7 +44,7 @@ def draw_table3(record: Record, path: Path) -> None:
                 flattered = _runs(record, model, r, name, "test") if name.startswith("ALLoRA") else []
                 best = f"{fmean(_average(run['correct']) for run in flattered):.1f}" if flattered else ""
                 rows.append([model, str(r), name, *cells, loss, best])
-    figure, axes = new_axes(1, 1, size=(1.0 * len(head), 0.6 + 0.24 * (len(rows) + 1)))
+    figure, axes = new_axes(1, 1, size=(0.75 * len(head), 0.6 + 0.24 * (len(rows) + 1)))
     ax = axes[0][0]
     ax.axis("off")
     table = ax.table(rows, colLabels=head, loc="center", cellLoc="center")
