@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..studies.catalogue import MISSING, STUDIES, TITLES
+from ..studies.catalogue import QUICK, TITLES
 
 HELP = "run a figure or table of the paper, and judge its claims"
 DESCRIPTION = """\
@@ -17,7 +17,8 @@ inconclusive. A study that is interrupted goes on where it stopped when the same
 
   allora reproduce --list
   allora reproduce fig1 --data-dir data
-  allora reproduce all --data-dir data
+  allora reproduce quick --data-dir data      some of them, minutes
+  allora reproduce all --data-dir data        hours
   allora reproduce --report paper.html
 
 Records and pictures go to OUTPUT_DIR/NAME. A finished study is not run again without --overwrite."""
@@ -32,7 +33,7 @@ def flags() -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("study", metavar="NAME", nargs="?", help="a study of --list, or all")
+    parser.add_argument("study", metavar="NAME", nargs="?", help="a study of --list, quick or all")
     parser.add_argument("--scale", choices=("laptop", "paper"), default="laptop", help="how large [laptop]")
     parser.add_argument("--data-dir", metavar="DIR", help="where data sets are: folders mnist, cifar10, rotten_tomatoes")
     parser.add_argument("--output-dir", metavar="DIR", default=DEFAULT_OUTPUT, help=f"of all records [{DEFAULT_OUTPUT}]")
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         width = max(map(len, TITLES))
         for name, title in TITLES.items():
             has_record = (output / name / "record.json").is_file()
-            state = "missing" if name in MISSING else "record" if has_record else "not run"
+            state = "record" if has_record else "not run"
             print(f"{name:<{width}}  {state:<7}  {title}")
         return 0
     if arguments.report:
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, output: Path) -> int:
     from ..studies.catalogue import load
 
-    names = list(STUDIES) if arguments.study == "all" else [arguments.study]
+    names = {"all": tuple(TITLES), "quick": QUICK}.get(arguments.study, (arguments.study,))
     studies = [load(name) for name in names]
 
     from ..studies.frame import run_study

@@ -75,12 +75,9 @@ def markdown_page(entries: list[Entry], records: Path, page: Path) -> str:
         lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows(record)]
         lines += ["", f"![{name}]({picture})", "", f"What differs: {record['differs']}", ""]
         lines += [f"`allora reproduce {name} --scale {record['scale']}`; " + _settings(record) + ".", ""]
-    lines += [
-        "## Not run, or not there yet",
-        "",
-        *(f"- {name}: {title}" for name, title, record in entries if record is None),
-        "",
-    ]
+    missing = [f"- {name}: {title}" for name, title, record in entries if record is None]
+    if missing:
+        lines += ["## Not run", "", *missing, ""]
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.registry import REGISTRY
 from ..errors import ConfigError, DataError
 
 MNIST_FILES = {
@@ -74,10 +75,11 @@ class StudyData:
             return [_mnist_file(self.root, stem) for stems in MNIST_FILES.values() for stem in stems]
         if name == "cifar10":
             return [_cifar10_file(self.root)]
-        folder = self.root / name  # a registered set: its reader says what it looks for
-        if not folder.is_dir():
+        folders = REGISTRY[name].folders if name in REGISTRY else (name,)  # the reader looks into these
+        there = [self.root / folder for folder in folders if (self.root / folder).is_dir()]
+        if not there:
             raise DataError(f"no folder {name}", where=str(self.root), remedy="`allora tasks` says what the set is")
-        return sorted(path for path in folder.iterdir() if path.is_file())
+        return sorted(path for folder in there for path in folder.iterdir() if path.is_file())
 
 
 def read_idx(path: Path) -> np.ndarray:
