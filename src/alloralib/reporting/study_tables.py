@@ -104,7 +104,7 @@ def draw_rows(
         rows: of texts, as long as `head`.
         bold, colours: by row and column, from 0.
     """
-    figure, axes = grid(1, 1, size=(1.35 * len(head), 0.24 * (len(rows) + 2)))
+    figure, axes = grid(1, 1, size=(1.1 * len(head), 0.24 * (len(rows) + 2)))
     _table(axes[0][0], head, rows, bold, colours or {})
     save(figure, path)
 

@@ -6,6 +6,7 @@ brings dropout of its own, which would stand beside the one that is studied.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,6 +34,7 @@ from .cells import Result, Settings
 from .images import StudyData
 
 EVALUATION_BATCH = 64
+DIVERGED = 1e30
 
 RUN: Settings = {
     "method": "lora", "r": 16, "eta": None, "dropout": None, "apply_to": None, "target_modules": "all-linear",
@@ -134,20 +136,20 @@ class Run:
             logits[chosen] = self._logits(part, chosen).cpu()
         right = (logits.argmax(1) == rows.labels).tolist()
         return {
-            "accuracy": 100 * sum(right) / len(right), "loss": F.cross_entropy(logits, rows.labels).item(),
+            "accuracy": 100 * sum(right) / len(right), "loss": finite(F.cross_entropy(logits, rows.labels).item()),
             "correct": pack(right),
         }  # fmt: skip
 
     def row_norm(self) -> float:
         """Mean over layers of the mean norm of the rows of BA, with the factor on the branch."""
         states = [state.mean_norm for state in layer_states(self.model).values()]
-        return sum(states) / len(states)
+        return finite(sum(states) / len(states))
 
     def mean_scale(self, eta: float) -> float:
         """Mean over layers and rows of s at these weights, whatever the method."""
         with torch.no_grad():
             found = [scale(norms, eta).mean().item() for norms in _all_row_norms(self.model)]
-        return sum(found) / len(found)
+        return finite(sum(found) / len(found))
 
     def _logits(self, part: str, chosen: list[int]) -> Tensor:
         batch = self.collate([self.rows[part].examples[i] for i in chosen])
@@ -174,13 +176,18 @@ def classify(settings: Settings, data: StudyData, watch: Callable[[Run], None] =
     """
     run = Run(settings, data)
     run.train(watch)
-    return run.score(run.settings["score"]) | {"train_loss": run.train_loss[-1], "row_norm": run.row_norm()}
+    return run.score(run.settings["score"]) | {"train_loss": finite(run.train_loss[-1]), "row_norm": run.row_norm()}
 
 
 def chance(data: StudyData, name: str) -> float:
     """What always answering a test set's most frequent class scores, in percent."""
     table = load_parts("classification", Columns.of("classification", {}), data=name, data_dir=data.registered).test
     return 100 * majority_share([str(v) for v in table.column("label", "label-column")])
+
+
+def finite(value: float) -> float:
+    """The value; `DIVERGED` where it is no number: a run that diverged is a result, and JSON has no word for it."""
+    return value if math.isfinite(value) else DIVERGED
 
 
 def pack(right: list[bool]) -> str:

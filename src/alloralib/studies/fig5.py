@@ -99,7 +99,7 @@ STUDY = Study(
         "laptop": {
             "seeds": 3, "every": 2,
             "optimisers": {
-                "adafactor": {"learning_rate": 1e-3}, "sgd": {"learning_rate": 0.3, "max_grad_norm": 1e9, "weight_decay": 0.0},
+                "adafactor": {"learning_rate": 1e-3}, "sgd": {"learning_rate": 0.5, "max_grad_norm": 1e9, "weight_decay": 0.0},
             },
             "run": {
                 "model": "minilm-l6", "data": "rotten_tomatoes", "train_rows": 256, "test_rows": 16, "r": 16, "batch_size": 8,

@@ -79,7 +79,7 @@ STUDY = Study(
     libraries=("transformers", "peft"),
     settings={
         "laptop": {
-            "seeds": 5, "looks": [2, 5, 10, 20, 30],
+            "seeds": 5, "looks": [2, 5, 10, 20],
             "run": {
                 "model": "minilm-l6", "data": "trec", "train_rows": 64, "test_rows": 300, "r": 16, "batch_size": 8,
                 "learning_rate": 1e-3, "schedule": "constant", "max_length": 48,

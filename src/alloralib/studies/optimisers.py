@@ -102,8 +102,8 @@ STUDY = Study(
         "laptop": {
             "seeds": 5, "every": 4,
             "optimisers": {
-                "sgd": {"learning_rate": 0.3}, "momentum": {"learning_rate": 0.03}, "adamw": {"learning_rate": 3e-3},
-                "adafactor": {"learning_rate": 3e-3},
+                "sgd": {"learning_rate": 2.0}, "momentum": {"learning_rate": 0.2}, "adamw": {"learning_rate": 1e-3},
+                "adafactor": {"learning_rate": 2e-3},
             },
             "run": {
                 "model": "minilm-l6", "data": "trec", "train_rows": 192, "test_rows": 300, "r": 16, "batch_size": 8,
