@@ -9,7 +9,10 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test check format bench clean
+# Where the studies' data sets are.
+ALLORA_DATA_DIR ?= ../shared/data
+
+.PHONY: help demo test quick studies check format bench clean
 
 help:
 	@sed -n 's/^# make/make/p; s/^## //p' $(MAKEFILE_LIST)
@@ -27,6 +30,15 @@ demo: $(INSTALLED)
 ## test: the whole test suite
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+## quick: the short studies of the paper, run anew and held against the committed records
+quick: $(INSTALLED)
+	$(BIN)/allora reproduce quick --data-dir $(ALLORA_DATA_DIR) --output-dir runs/quick --against studies/records
+
+## studies: every study that has no record yet, or is unfinished; hours
+studies: $(INSTALLED)
+	$(BIN)/allora reproduce all --data-dir $(ALLORA_DATA_DIR)
+	$(BIN)/allora reproduce --report docs/paper.md
 
 ## check: lint, types, floors
 check: $(INSTALLED)

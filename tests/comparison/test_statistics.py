@@ -29,6 +29,23 @@ def test_identical_arms_over_seeds(test, n) -> None:
     assert not_too_often(sum(not c.low <= 0 <= c.high for c in found))
 
 
+@pytest.mark.parametrize("n", [3, 5, 8])
+def test_of_identical_arms_none_is_called_better(n) -> None:
+    """What a study calls: "a is better than b". It says so of at most 5 % of 400 pairs of identical arms."""
+    rng = np.random.default_rng(5)
+    intervals = [interval(np.subtract(*seeds_like(rng, n=n))) for _ in range(SIMULATIONS)]
+    assert sum(verdict(low, high, above=0) == "confirmed" for low, high in intervals) <= 0.05 * SIMULATIONS
+    assert sum(verdict(low, high, above=0) == "not confirmed" for low, high in intervals) <= 0.05 * SIMULATIONS
+
+
+def test_after_holm_a_table_of_identical_arms_is_rarely_called_different() -> None:
+    """Twelve cells of a table, each tested: one of them is called different in about 5 % of tables, without Holm in half."""
+    rng = np.random.default_rng(6)
+    tables = [[compare(*seeds_like(rng)).p for _ in range(12)] for _ in range(SIMULATIONS)]
+    assert not_too_often(sum(min(holm(p)) < 0.05 for p in tables))
+    assert sum(min(p) < 0.05 for p in tables) > 0.3 * SIMULATIONS
+
+
 def test_identical_arms_over_items() -> None:
     """100 skewed values: the BCa interval of 95 % misses zero hardly more often than it says."""
     rng = np.random.default_rng(1)

@@ -1,15 +1,21 @@
 """A study goes on where it stopped, gives the same record twice, and refuses what does not fit together."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from alloralib.cli.main import main
-from alloralib.errors import ConfigError, RecordError
+from alloralib.errors import ConfigError, RecordError, TrainingError
 from alloralib.reporting.study_page import html_page, markdown_page
-from alloralib.studies.catalogue import MISSING, STUDIES, TITLES, load
-from alloralib.studies.frame import Cell, Claim, Study, findings_of, judged, judged_range, read_record, run_study
+from alloralib.studies import frame
+from alloralib.studies.catalogue import QUICK, TITLES, load
+from alloralib.studies.cells import work_cells
+from alloralib.studies.frame import Cell, Claim, Study, cells_of, findings_of, judged, judged_range, read_record, run_study
+
+from ..places import data_dir
 
 
 class Counting:
@@ -92,6 +98,72 @@ def test_verdicts_are_made_from_the_cells_of_the_record(tmp_path) -> None:
     assert run_study(Counting().study, output_dir=tmp_path)["findings"][0]["verdict"] == "confirmed"
 
 
+def test_processes_do_not_change_a_record(tmp_path) -> None:
+    small = {"rows": 24, "rank": 2, "repeats": 2, "rates": [0.05, 0.5], "realisations": [1, 10], "datasets": ["digits"]}
+    for jobs in (1, 2):
+        run_study(load("fig1"), data_dir=data_dir(), output_dir=tmp_path / str(jobs), settings=small, jobs=jobs)
+    assert (tmp_path / "1/fig1/record.json").read_bytes() == (tmp_path / "2/fig1/record.json").read_bytes()
+
+
+def refuse(key):
+    if key["number"] == 1:
+        raise ConfigError("cell 1 is wrong", where="here", remedy="mend it")
+    return {"value": key["number"]}
+
+
+def die(key):
+    os._exit(9)
+
+
+def test_an_error_of_a_process_arrives_whole_and_the_rest_is_kept(tmp_path) -> None:
+    keys = [{"number": i} for i in range(3)]
+    with pytest.raises(ConfigError, match="here: cell 1 is wrong") as caught:
+        work_cells(keys, refuse, tmp_path, jobs=2, tell=lambda line: None)
+    assert (caught.value.where, caught.value.remedy) == ("here", "mend it")
+    done = work_cells([keys[0], keys[2]], refuse, tmp_path, jobs=1, tell=lambda line: None)
+    assert [cell.result["value"] for cell in done] == [0, 2]
+
+
+def test_a_process_that_dies_is_explained(tmp_path) -> None:
+    with pytest.raises(TrainingError, match="a process of the study died"):
+        work_cells([{"number": i} for i in range(2)], die, tmp_path, jobs=2, tell=lambda line: None)
+
+
+def derived(source: Study) -> Study:
+    """A study of another's cells and of what they lead to."""
+    return replace(
+        source, name="derived", sources=("counting",), plan=lambda settings: [{"own": 0}],
+        follow=lambda cells, settings: [{"own": 10 * cells[0].result["square"]}],
+        work=lambda key, settings, data: {"square": key["own"] + 1.0},
+    )  # fmt: skip
+
+
+def test_a_study_of_anothers_cells(tmp_path, monkeypatch) -> None:
+    counting = Counting()
+    monkeypatch.setattr(frame, "load", lambda name: counting.study)
+    study = derived(counting.study)
+    record = run_study(study, output_dir=tmp_path, settings={"cells": 3})
+    assert counting.worked == [0, 1, 2]  # the source was run, with the same settings
+    assert [cell["result"]["square"] for cell in record["cells"]] == [1.0, 11.0]  # the second hangs on the first
+    judged_by = frame.cells_of(record, tmp_path)
+    assert [cell.result["square"] for cell in judged_by] == pytest.approx([0.01, 1.21, 4.41, 1, 11])
+    assert record["findings"][0]["ours"] == f"{sum(c.result['square'] for c in judged_by) / 5:.3g}"
+    run_study(study, output_dir=tmp_path, settings={"cells": 3})
+    assert counting.worked == [0, 1, 2]  # neither is run again
+
+
+def test_a_source_that_changed_is_noticed(tmp_path, monkeypatch) -> None:
+    counting = Counting()
+    monkeypatch.setattr(frame, "load", lambda name: counting.study)
+    record = run_study(derived(counting.study), output_dir=tmp_path)
+    path = tmp_path / "counting" / "record.json"
+    path.write_text(path.read_text().replace("1.21", "1.22"))
+    with pytest.raises(RecordError, match="made with another counting"):
+        frame.cells_of(record, tmp_path)
+    with pytest.raises(ConfigError, match="other sources"):
+        run_study(derived(counting.study), output_dir=tmp_path)
+
+
 def test_a_record_that_is_none(tmp_path) -> None:
     path = tmp_path / "record.json"
     for text in ("", "{", "[]", '{"format": 99, "cells": []}'):
@@ -124,21 +196,23 @@ def test_pages(tmp_path) -> None:
 
 
 def test_every_study_is_there_and_fits_its_name() -> None:
-    for name in STUDIES:
+    for name in TITLES:
         study = load(name)
         assert (study.name, study.title) == (name, TITLES[name])
         assert set(study.settings) == set(study.differs) == {"laptop", "paper"}
         assert set(study.settings["laptop"]) == set(study.settings["paper"])
         keys = [json.dumps(key, sort_keys=True) for key in study.plan(study.settings["laptop"])]
         assert len(set(keys)) == len(keys)
-    assert set(STUDIES) | set(MISSING) == set(TITLES)
+    assert set(QUICK) <= set(TITLES)
 
 
 @pytest.mark.parametrize(("words", "said"), [
     (["fig1"], "--data-dir"),
     (["fig1", "--data-dir", "no/such/place"], "no/such/place"),
     (["fig11"], "did you mean 'fig1'"),
-    (["table6"], "not there yet"),
+    (["table6"], "--data-dir"),
+    (["fig6", "--jobs", "0"], "give at least 1"),
+    (["fig6", "--against", "no/such/place"], "no/such/place"),
     ([], "say one thing"),
     (["fig6", "--list"], "say one thing"),
     (["--report", "page.pdf"], "use .html or .md"),
@@ -178,7 +252,19 @@ def test_the_command(tmp_path, capsys) -> None:
     assert any(line.startswith("fig6") and " record " in line for line in lines)
     page = tmp_path / "page.html"
     assert main(["reproduce", "--report", str(page), *words]) == 0
-    assert page.read_text().count("not run") >= len(MISSING)
+    assert page.read_text().count("not run") == len(TITLES) - 1
+
+
+def test_against_the_records_of_others(tmp_path, capsys) -> None:
+    for name in ("a", "b"):
+        assert main(["reproduce", "fig6", "--output-dir", str(tmp_path / name)]) == 0
+    words = ["reproduce", "fig6", "--output-dir", str(tmp_path / "a"), "--against", str(tmp_path / "b")]
+    assert main(words) == 0
+    assert "3 of 3 cells equal" in capsys.readouterr().out
+    path = tmp_path / "b/fig6/record.json"
+    path.write_text(path.read_text().replace('"verdict": "confirmed"', '"verdict": "not confirmed"', 1))
+    assert main(words) == 2
+    assert "another verdict" in capsys.readouterr().err
 
 
 def test_same_record_whatever_the_directory(tmp_path) -> None:
@@ -210,8 +296,11 @@ def test_committed_records_are_those_of_the_code(path) -> None:
     record = read_record(path)
     study = load(record["study"])
     assert record["settings"] == json.loads(json.dumps(study.settings[record["scale"]]))
-    assert [cell["key"] for cell in record["cells"]] == json.loads(json.dumps(study.plan(record["settings"])))
-    findings = [vars(f) for f in findings_of(study, [Cell(**c) for c in record["cells"]], record["settings"])]
+    keys = study.plan(record["settings"])
+    if study.follow is not None:
+        keys += study.follow([Cell(**c) for c in record["cells"][: len(keys)]], record["settings"])
+    assert [cell["key"] for cell in record["cells"]] == json.loads(json.dumps(keys))
+    findings = [vars(f) for f in findings_of(study, cells_of(record, RECORDS), record["settings"])]
     assert findings == record["findings"]
     assert record["differs"] == study.differs[record["scale"]]
     assert (path.parent / f"{study.name}.png").stat().st_size < 200_000

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RecordError
 from ..studies.catalogue import QUICK, TITLES
+from .arguments import check_least
 
 HELP = "run a figure or table of the paper, and judge its claims"
 DESCRIPTION = """\
@@ -28,7 +31,7 @@ DEFAULT_OUTPUT = "studies/records"
 
 def flags() -> list[str]:
     """All flags, for the nearest name to a misspelt one."""
-    return ["--scale", "--data-dir", "--output-dir", "--jobs", "--overwrite", "--list", "--report"]
+    return ["--scale", "--data-dir", "--output-dir", "--jobs", "--overwrite", "--against", "--list", "--report"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", metavar="DIR", default=DEFAULT_OUTPUT, help=f"of all records [{DEFAULT_OUTPUT}]")
     parser.add_argument("--jobs", metavar="N", type=int, help="processes, of one thread each [cores; paper scale: 1]")
     parser.add_argument("--overwrite", action="store_true", help="run again what is there, finished or not")
+    parser.add_argument("--against", metavar="DIR", help="fail where a verdict is not that of the record in DIR")
     parser.add_argument("--list", action="store_true", help="list the studies")
     parser.add_argument("--report", metavar="FILE", help="write a page of all records: .html with pictures inlined, or .md")
 
@@ -71,6 +75,8 @@ def _run(arguments: argparse.Namespace, output: Path) -> int:
 
     from ..studies.frame import run_study
 
+    check_least(arguments, jobs=1)
+    against = None if arguments.against is None else _records(Path(arguments.against), names)
     jobs = arguments.jobs or (os.cpu_count() or 1 if arguments.scale == "laptop" else 1)
     for study in studies:
         record = run_study(
@@ -86,7 +92,29 @@ def _run(arguments: argparse.Namespace, output: Path) -> int:
             print(f"  {'':<13}  paper: {claim['paper']}; here: {finding['ours']} ({finding['spread']}: "
                   f"{finding['low']:.4g} to {finding['high']:.4g}; confirmed if {finding['rule']})")  # fmt: skip
         print(f"  {output / study.name}")
+        if against is not None:
+            _compare(record, against[study.name], str(arguments.against))
     return 0
+
+
+def _records(directory: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    from ..studies.frame import RECORD, read_record
+
+    return {name: read_record(directory / name / RECORD) for name in names}
+
+
+def _compare(record: dict[str, Any], other: dict[str, Any], where: str) -> None:
+    """Other processors and versions give other last digits, and so other cells: verdicts have to be the same."""
+    same = sum(a == b for a, b in zip(record["cells"], other["cells"], strict=False))
+    verdicts = [{f["claim"]: f["verdict"] for f in r["findings"]} for r in (record, other)]
+    changed = [claim for claim in verdicts[0] | verdicts[1] if verdicts[0].get(claim) != verdicts[1].get(claim)]
+    if changed:
+        said = ", ".join(f"{claim}: {verdicts[0].get(claim)} here, {verdicts[1].get(claim)} there" for claim in changed)
+        raise RecordError(
+            f"{record['study']} comes to another verdict ({said}); {same} of {len(other['cells'])} cells are equal",
+            where=where, remedy="compare the two records: versions, settings, data",
+        )  # fmt: skip
+    print(f"  verdicts as in {where}; {same} of {len(other['cells'])} cells equal to the last digit")
 
 
 def _report(path: Path, output: Path) -> int:

@@ -179,9 +179,11 @@ def run_study(
         _stamp(working, identity)
         # a study may hold lambdas: another process finds it by its name
         work = partial(_work, study.work, chosen, data) if jobs == 1 else partial(_work_by_name, study.name, chosen, data)
-        cells = work_cells(
-            study.plan(chosen), work, working, jobs=jobs, tell=lambda line: tell(f"{study.name} {line}")
-        )  # fmt: skip
+        keys = study.plan(chosen)
+        cells = work_cells(keys, work, working, jobs=jobs, tell=lambda line: tell(f"{study.name} {line}"))
+        if study.follow is not None:
+            keys = keys + study.follow(cells, chosen)
+            cells = work_cells(keys, work, working, jobs=jobs, tell=lambda line: tell(f"{study.name} {line}"))
     record = identity | {
         "title": study.title, "differs": study.differs[scale], "claims": [asdict(c) for c in study.claims],
         "findings": [asdict(f) for f in findings_of(study, borrowed + cells, chosen)], "cells": [asdict(c) for c in cells],
