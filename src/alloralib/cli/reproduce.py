@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", metavar="DIR", default=DEFAULT_OUTPUT, help=f"of all records [{DEFAULT_OUTPUT}]")
     parser.add_argument("--jobs", metavar="N", type=int, help="processes, of one thread each [cores; paper scale: 1]")
     parser.add_argument("--overwrite", action="store_true", help="run again what is there, finished or not")
-    parser.add_argument("--against", metavar="DIR", help="fail where a verdict is not that of the record in DIR")
+    parser.add_argument("--against", metavar="DIR", help="fail where a record in DIR has the contrary verdict")
     parser.add_argument("--list", action="store_true", help="list the studies")
     parser.add_argument("--report", metavar="FILE", help="write a page of all records: .html with pictures inlined, or .md")
 
@@ -104,17 +104,19 @@ def _records(directory: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]
 
 
 def _compare(record: dict[str, Any], other: dict[str, Any], where: str) -> None:
-    """Other processors and versions give other last digits, and so other cells: verdicts have to be the same."""
+    """Other processors and versions give other last digits, and a narrow verdict may become inconclusive: that is said. A
+    verdict that turns into its contrary is an error."""
     same = sum(a == b for a, b in zip(record["cells"], other["cells"], strict=False))
-    verdicts = [{f["claim"]: f["verdict"] for f in r["findings"]} for r in (record, other)]
-    changed = [claim for claim in verdicts[0] | verdicts[1] if verdicts[0].get(claim) != verdicts[1].get(claim)]
-    if changed:
-        said = ", ".join(f"{claim}: {verdicts[0].get(claim)} here, {verdicts[1].get(claim)} there" for claim in changed)
+    cells = f"{same} of {len(other['cells'])} cells are equal to the last digit"
+    here, there = ({f["claim"]: f["verdict"] for f in r["findings"]} for r in (record, other))
+    changed = [claim for claim in here if here[claim] != there.get(claim)]
+    said = ", ".join(f"{claim}: {here[claim]} here, {there.get(claim)} there" for claim in changed)
+    if any({here[claim], there.get(claim)} == {"confirmed", "not confirmed"} for claim in changed):
         raise RecordError(
-            f"{record['study']} comes to another verdict ({said}); {same} of {len(other['cells'])} cells are equal",
-            where=where, remedy="compare the two records: versions, settings, data",
+            f"{record['study']} comes to the contrary ({said}); {cells}", where=where,
+            remedy="compare the two records: versions, settings, data",
         )  # fmt: skip
-    print(f"  verdicts as in {where}; {same} of {len(other['cells'])} cells equal to the last digit")
+    print(f"  {said or 'the same verdicts'}; {cells} ({where})")
 
 
 def _report(path: Path, output: Path) -> int:
