@@ -60,7 +60,7 @@ def load_tasks(settings: Settings, data: StudyData, seed: int) -> dict[str, Task
     """
     parts = {
         task: load_parts(
-            "multiple-choice", REGISTRY[task].columns, data=task, data_dir=data.root,
+            "multiple-choice", REGISTRY[task].columns, data=task, data_dir=data.registered,
             validation_share=settings["validation_share"], train_rows=settings["train_rows"],
             validation_rows=settings["validation_rows"], test_rows=settings["test_rows"], data_seed=seed,
         )
