@@ -214,8 +214,8 @@ STUDY = Study(
         },
     },
     differs={
-        "laptop": "SmolLM2-135M-Instruct instead of LLaMA 7B and 8B; 4 of the 8 tasks; 8 updates of 8 rows (16 rows of each task, "
-        "all that fits the time) instead of 3 epochs of 170,000 in batches of 16; 12 test questions per task, so that one "
+        "laptop": "SmolLM2-135M-Instruct instead of LLaMA 7B and 8B; 4 of the 8 tasks; 8 updates of 8 rows (16 rows of each "
+        "task, all that fits the time) instead of 3 epochs of 170,000 in batches of 16; 12 test questions per task, so that one "
         "question is 8 points of a task and 2 of the average: a gap of .3 points cannot be seen here, and hardly a chance "
         "to confirm anything about accuracy; the loss beside it can show smaller ones. AdamW at a constant 1e-3 (not "
         "stated in the paper; under Adam eta hardly acts in the first updates). Alpha is the rank. Tokens of the prompt "
@@ -223,8 +223,8 @@ STUDY = Study(
         "loss on 3 validation rows of each task, seed by seed; the paper has the best of three and does not say on what. "
         "LoRA is our control. 'No worse' allows 1 point. The 95 % of an accuracy is over seeds and questions, of a loss "
         "over 3 seeds.",
-        "paper": "Models, tasks, epochs, batch, cutoff, ranks and targets are the paper's; learning rates those of DoRA's scripts "
-        "for LLaMA2 (2e-4, assumed for LLaMA too) and LLaMA3 (1e-4); 100 steps of warm-up; 3 runs where the paper does "
+        "paper": "Models, tasks, epochs, batch, cutoff, ranks and targets are the paper's; learning rates those of DoRA's "
+        "scripts for LLaMA2 (2e-4, assumed for LLaMA too) and LLaMA3 (1e-4); 100 steps of warm-up; 3 runs where the paper does "
         "not say how many. The union is made of the tasks' own training parts. Alpha is the rank (in DoRA's scripts an "
         "argument); tokens of the prompt are not learnt; greedy answers where DoRA's have 4 beams. Eta is chosen by the "
         "loss on 15 validation rows of each task (DoRA holds out 120 in all). LoRA is our control. 'No worse' allows 1 "
