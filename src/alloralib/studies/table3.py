@@ -215,8 +215,8 @@ STUDY = Study(
     },
     differs={
         "laptop": "SmolLM2-135M-Instruct instead of LLaMA 7B and 8B; 4 of the 8 tasks; 8 updates of 8 rows (16 rows of each "
-        "task, all that fits the time) instead of 3 epochs of 170,000 in batches of 16; 12 test questions per task, so that one "
-        "question is 8 points of a task and 2 of the average: a gap of .3 points cannot be seen here, and hardly a chance "
+        "task, all that fits the time) instead of 3 epochs of 170,000 in batches of 16; 12 test questions per task, so that "
+        "one question is 8 points of a task and 2 of the average: a gap of .3 points cannot be seen here, and hardly a chance "
         "to confirm anything about accuracy; the loss beside it can show smaller ones. AdamW at a constant 1e-3 (not "
         "stated in the paper; under Adam eta hardly acts in the first updates). Alpha is the rank. Tokens of the prompt "
         "are not learnt; rows of similar length share a batch; greedy answers of at most 8 tokens. Eta is chosen by the "
