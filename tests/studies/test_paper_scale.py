@@ -10,6 +10,7 @@ from alloralib.data.registry import REGISTRY
 from alloralib.studies.catalogue import load
 from alloralib.studies.classify import RUN
 from alloralib.studies.frame import run_study
+from alloralib.training.models import load_tokenizer
 
 from ..places import data_dir
 from ..tiny import save_bert, save_llama, save_qwen2
@@ -102,6 +103,14 @@ def test_two_runs_give_one_record(name, output) -> None:
     _, again = run_small(name, output, "again")
     for file in ("record.json", f"{name}.png"):
         assert (first / file).read_bytes() == (again / file).read_bytes()
+
+
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_the_tiny_models_read_their_texts(model, output) -> None:
+    """transformers chooses the tokenizer's class by the architecture; one that knows no piece of a text tests nothing."""
+    tokenizer = load_tokenizer(shrunk({"model": model}, output)["model"])
+    assert len(set(tokenizer("a film of some sense").input_ids)) > 8
+    assert tokenizer.pad_token_id is not None
 
 
 def parts_of(settings: dict[str, Any]) -> list[dict[str, Any]]:

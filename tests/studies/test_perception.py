@@ -96,6 +96,7 @@ def test_many_cells_are_corrected_and_the_guard_bites(monkeypatch) -> None:
     assert 0.02 < p < 0.05 / 1.2  # alone it counts as better, as one of nine not
     assert max(holm([p] * 9)) > 0.15
     assert judged_everywhere("x", {"one": values}).verdict == "confirmed"
+    assert judged_everywhere("x", {"small": [v / 100 + 0.3 for v in values]}).verdict == "confirmed"
     assert judged_everywhere("x", dict(enumerate([values] * 9))).verdict == "inconclusive"
     mixed = [*[[v + 50 for v in values]] * 8, [-v for v in values]]  # the last p is compared with .05 itself
     assert judged_everywhere("x", dict(enumerate(mixed))).verdict == "not confirmed"
