@@ -25,20 +25,10 @@ WORDS = [
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> str:
     """The directory of a random two-layer Llama with a word-level tokenizer, quick enough for a run per test."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import PreTrainedTokenizerFast
-
     from .adapters.models import llama
+    from .tiny import save, word_level
 
-    path = tmp_path_factory.mktemp("models") / "tiny-llama"
-    llama().save_pretrained(path)
-    inner = Tokenizer(WordLevel({w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}, unk_token="<unk>"))
-    inner.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    tokenizer.save_pretrained(path)
-    return str(path)
+    return save(tmp_path_factory.mktemp("models") / "tiny-llama", llama(), word_level(WORDS))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from transformers import (
     PreTrainedConfig,
     Qwen2Config,
     Qwen2ForSequenceClassification,
+    Qwen2Tokenizer,
 )
 
 from alloralib.errors import ModelError
@@ -20,6 +21,7 @@ from alloralib.studies.mlp import batches
 from alloralib.studies.ripple_transformer import AdaptedBlocks, Rows, blocks_of, work
 
 from ..places import data_dir
+from ..tiny import bytes_of, save, word_pieces
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_labels": 3, "pad_token_id": 0}
 
@@ -168,23 +170,12 @@ def test_what_is_not_there_is_said() -> None:
 TINY = {"depths": [2, 4], "r": 2, "train_rows": 32, "test_rows": 8, "max_length": 12, "matched_rows": 16, "steps": 2}
 
 
-def tokenizer_of(make, tiny_llama):
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import AutoTokenizer, Qwen2Tokenizer
-
-    if make is bert:
-        return AutoTokenizer.from_pretrained(tiny_llama)
-    # transformers reads any tokenizer beside a Qwen2 as a byte-level one
-    return Qwen2Tokenizer(vocab={c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, merges=[])
-
-
 @MODELS
-def test_the_paper_scale_path_with_tiny_models(make, tiny_llama, tmp_path) -> None:
-    tokenizer = tokenizer_of(make, tiny_llama)
-    tokenizer.save_pretrained(tmp_path / "model")
-    make(len(tokenizer), layers=4).save_pretrained(tmp_path / "model")
+def test_the_paper_scale_path_with_tiny_models(make, tmp_path) -> None:
+    tokenizer = word_pieces() if make is bert else bytes_of(Qwen2Tokenizer)
+    model = save(tmp_path / "model", make(len(tokenizer), layers=4), tokenizer)
     study = load("proposition1")
-    transformer = study.settings["paper"]["transformer"] | TINY | {"model": str(tmp_path / "model")}
+    transformer = study.settings["paper"]["transformer"] | TINY | {"model": model}
     settings = {
         "width": 16, "rank": 2, "depths": [1, 4], "trained_depths": [2, 4], "pretrain_rows": 128, "pretrain_epochs": 1,
         "rows": 64, "seeds": 2, "steps": 3, "transformer": transformer,

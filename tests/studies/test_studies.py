@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoTokenizer
 
 from alloralib.ops.dropout_theory import expected_loss
 from alloralib.studies.catalogue import load
@@ -14,6 +15,7 @@ from alloralib.studies.mlp import LoraMlp, Mlp, batches, dropout
 from alloralib.studies.proposition1 import Stack
 
 from ..places import data_dir
+from ..tiny import save_qwen2
 
 SMALL = {"sizes": [784, 16, 16, 10], "rank": 2, "pretrain_rows": 128, "pretrain_epochs": 1, "rows": 64}
 TINY = {
@@ -45,19 +47,13 @@ def test_runs_and_repeats(name, tmp_path) -> None:
     assert str(data_dir()) not in (tmp_path / "a" / name / "record.json").read_text()
 
 
-def test_table5_at_paper_scale_with_a_tiny_qwen2(tiny_llama, tmp_path) -> None:
+def test_table5_at_paper_scale_with_a_tiny_qwen2(tmp_path) -> None:
     """The paper's architecture, optimiser and schedule; only model and data are small."""
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    tokenizer.save_pretrained(tmp_path / "qwen2")
-    config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "qwen2")
     study = load("table5")
-    small = {"model": str(tmp_path / "qwen2"), "data": "rotten_tomatoes", "train_rows": 32, "validation_share": 0.1}
+    model = save_qwen2(tmp_path / "qwen2")
+    ids = AutoTokenizer.from_pretrained(model)("a film of some sense").input_ids  # as a run reads them
+    assert len(set(ids)) > 8
+    small = {"model": model, "data": "rotten_tomatoes", "train_rows": 32, "validation_share": 0.1}
     run = study.settings["paper"]["run"] | small | {"validation_rows": 16, "max_length": 16}
     settings = {"rates": [0.0, 0.4], "epochs": 3, "seeds": 2, "run": run}
     record = run_study(study, scale="paper", data_dir=data_dir(), output_dir=tmp_path / "out", settings=settings)

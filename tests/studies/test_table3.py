@@ -10,13 +10,15 @@ import torch
 from alloralib.data.duplicates import normalised
 from alloralib.reporting.commonsense_figures import _runs, _share, draw_table3
 from alloralib.studies import table3
-from alloralib.studies.commonsense import METHODS, Row, answer_losses, load_tasks, packed, tune, unpacked
+from alloralib.studies.cells import packed, unpacked
+from alloralib.studies.commonsense import METHODS, Row, answer_losses, load_tasks, tune
 from alloralib.studies.frame import Cell, run_study
 from alloralib.studies.images import StudyData
 from alloralib.studies.paper_numbers import TABLE3_AVERAGES
 
 from ..adapters.models import llama
 from ..places import data_dir
+from ..tiny import save, word_level
 
 STUDY = table3.STUDY
 FORMATS = {
@@ -30,11 +32,6 @@ FORMATS = {
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> dict:
     """A directory of tiny files of all eight tasks, and the settings of a run on them with a tiny Llama."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import PreTrainedTokenizerFast
-
     root = tmp_path_factory.mktemp("table3")
     rng = random.Random(0)
     for task, form in FORMATS.items():
@@ -46,17 +43,11 @@ def small(tmp_path_factory) -> dict:
                 text = f"Please answer: {task} {part} {i} {answer}?\n\nAnswer format: {form}"
                 rows.append({"instruction": text, "input": "", "output": f"the correct answer is {answer}", "answer": answer})
             (root / "data" / task / f"{part}.json").write_text(json.dumps(rows))
-    words = ["<pad>", "</s>", "<unk>", "the", "correct", "answer", "is", "Please", "Response", ":", "?", "/", "."]
+    words = ["the", "correct", "answer", "is", "Please", "Response", ":", "?", "/", "."]
     words += sorted({name for form in FORMATS.values() for name in form.split("/")})
-    inner = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    inner.pre_tokenizer = Whitespace()
     model = llama()
     model.generation_config.eos_token_id = 1
-    model.save_pretrained(root / "model")
-    PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(root / "model")  # fmt: skip
-    models = {"tiny": {"name": str(root / "model"), "learning_rate": 1e-2}}
+    models = {"tiny": {"name": save(root / "model", model, word_level(words)), "learning_rate": 1e-2}}
     return {"data": root / "data", "settings": {"models": models, "validation_share": 0.1, "dtype": "float32", "seeds": 2}}
 
 

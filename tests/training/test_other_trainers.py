@@ -5,9 +5,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import PeftModel, get_peft_model
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
@@ -16,6 +13,7 @@ from alloralib.adapters.attach import Linear
 from alloralib.ops import reference
 
 from ..adapters.models import bert, gradients, llama, randomise, tokens
+from ..tiny import word_level
 
 LM = {"input_ids": tokens(), "labels": tokens()}
 
@@ -27,10 +25,7 @@ def allora_layers(model) -> list[Linear]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<pad>", "</s>", "<unk>", "the", "cat", "dog", "sat", "ran", "on", "under", "mat", "road", ".", "?", "yes", "no"]
-    inner = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    inner.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return word_level(["the", "cat", "dog", "sat", "ran", "on", "under", "mat", "road", ".", "?", "yes", "no"])
 
 
 def assert_moved_by_the_rule(model, rate: float, start: dict) -> None:

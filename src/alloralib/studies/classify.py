@@ -30,7 +30,7 @@ from ..data.registry import REGISTRY
 from ..ops.scale import row_norms, scale
 from ..training.batches import BucketBatches
 from ..training.models import load_model, load_tokenizer, locate
-from .cells import Result, Settings
+from .cells import Result, Settings, pack
 from .images import StudyData
 
 EVALUATION_BATCH = 64
@@ -188,25 +188,6 @@ def chance(data: StudyData, name: str) -> float:
 def finite(value: float) -> float:
     """The value; `DIVERGED` where it is no number: a run that diverged is a result, and JSON has no word for it."""
     return value if math.isfinite(value) else DIVERGED
-
-
-def pack(right: list[bool]) -> str:
-    """Which rows were right, four to a hexadecimal digit, the first row in the highest bit.
-
-    >>> pack([True, False, False, True, True])
-    '98'
-    """
-    padded = right + [False] * (-len(right) % 4)
-    return f"{int(''.join('01'[r] for r in padded), 2):0{len(padded) // 4}x}"
-
-
-def unpack(correct: str, rows: int) -> list[int]:
-    """`pack` undone: 1 where a row was right, else 0.
-
-    >>> unpack("98", 5)
-    [1, 0, 0, 1, 1]
-    """
-    return [int(bit) for bit in f"{int(correct, 16):0{4 * len(correct)}b}"[:rows]]
 
 
 def make_optimizer(settings: Settings, model: Any) -> torch.optim.Optimizer:

@@ -196,22 +196,3 @@ def read_answers(model: Any, tokenizer: Any, rows: Sequence[Question], settings:
         model, tokenizer, [q.prompt for q in rows], max_new_tokens=settings["new_tokens"], batch_size=settings["ask_batch"]
     )
     return [read_choice(text, q.choices) for text, q in zip(said, rows, strict=True)]
-
-
-def packed(bits: Sequence[bool]) -> str:
-    """Right and wrong as "number:hexadecimal", the first question in the highest bit.
-
-    >>> packed([True, False, False, True, True])
-    '5:13'
-    """
-    return f"{len(bits)}:{int('0' + ''.join(str(int(bit)) for bit in bits), 2):x}"
-
-
-def unpacked(text: str) -> list[int]:
-    """What `packed` wrote.
-
-    >>> unpacked("5:13")
-    [1, 0, 0, 1, 1]
-    """
-    count, _, digits = text.partition(":")
-    return [int(bit) for bit in f"{int(digits, 16):0{count}b}"]

@@ -15,17 +15,8 @@ import numpy as np
 
 from ..comparison.statistics import Comparison, compare_crossed, verdict
 from ..reporting.commonsense_figures import draw_table3
-from .commonsense import (
-    METHODS,
-    adapted,
-    encode,
-    load_tasks,
-    mean_loss,
-    packed,
-    read_answers,
-    tune,
-    unpacked,
-)
+from .cells import packed, unpacked
+from .commonsense import METHODS, adapted, encode, load_tasks, mean_loss, read_answers, tune
 from .frame import Cell, Claim, Finding, Key, Result, Settings, Study, judged, select
 from .images import StudyData
 from .paper_numbers import TABLE3
