@@ -10,7 +10,6 @@ import torch
 from alloralib.data.duplicates import normalised
 from alloralib.reporting.commonsense_figures import _runs, _share, draw_table3
 from alloralib.studies import table3
-from alloralib.studies.cells import packed, unpacked
 from alloralib.studies.commonsense import METHODS, Row, answer_losses, load_tasks, tune
 from alloralib.studies.frame import Cell, run_study
 from alloralib.studies.images import StudyData
@@ -61,7 +60,7 @@ def test_the_whole_path_at_paper_scale(small, tmp_path) -> None:
         result = cell["result"]
         assert result["updates"] == -(-result["rows"] // 16)
         assert set(result["correct"]) == set(FORMATS)
-        assert all(text.startswith("3:") for text in result["correct"].values())
+        assert all(len(right) == 3 and set(right) <= {0, 1} for right in result["correct"].values())
     assert (tmp_path / "table3" / "table3.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -130,8 +129,8 @@ def planted(gain: dict[str, float], seed: int = 0) -> tuple[list[Cell], dict]:
         cells.append(Cell(key, {
             "validation_loss": 1.0 + 0.1 * abs(key.get("eta2", 2) - 2), "named": {},
             "loss": dict.fromkeys(settings["tasks"], 1 - share + 0.001 * key["seed"]),
-            "correct": {t: packed(b) for t, b in bits.items()},
-            "frequent": {t: packed([d < 0.25 for d in difficulty[t, key["seed"]]]) for t in settings["tasks"]},
+            "correct": {t: list(map(int, b)) for t, b in bits.items()},
+            "frequent": {t: [int(d < 0.25) for d in difficulty[t, key["seed"]]] for t in settings["tasks"]},
         }))  # fmt: skip
     return cells, settings
 
@@ -166,8 +165,8 @@ def scrambled(cells: list[Cell], best: int) -> list[Cell]:
     made = []
     for cell in cells:
         result = copy.deepcopy(cell.result)
-        for name, text in result["correct"].items():
-            result["correct"][name] = packed([cell.key.get("eta2") == best] * len(unpacked(text)))
+        for name, right in result["correct"].items():
+            result["correct"][name] = [int(cell.key.get("eta2") == best)] * len(right)
         result["loss"] = {name: float(cell.key.get("eta2") != best) for name in result["loss"]}
         made.append(Cell(cell.key, result))
     return made
@@ -188,23 +187,15 @@ def test_eta_is_chosen_on_validation_and_the_guard_bites(monkeypatch) -> None:
     assert findings["selection"].verdict == "confirmed"
     record = {"settings": settings, "cells": [vars(c) for c in scrambled(cells, 4)]}
     drawn = {choose: _runs(record, "SmolLM2-135M", 16, "ALLoRA", choose) for choose in ("validation_loss", "test")}
-    assert [{_share(t) for run in runs for t in run["correct"].values()} for runs in drawn.values()] == [{0}, {100}]
+    assert [{_share(right) for run in runs for right in run["correct"].values()} for runs in drawn.values()] == [{0}, {100}]
     monkeypatch.setattr(table3, "by_validation", table3.by_test)  # the mutation
     assert not blind(cells, settings)
     assert {f.claim: f for f in STUDY.judge(scrambled(cells, 4), settings)}["over-dora"].low == 100
 
 
 def test_tasks_of_different_size_count_alike() -> None:
-    weighted = table3._weighted({"a": packed([True] * 10), "b": packed([False] * 30)})
+    weighted = table3._weighted({"a": [1] * 10, "b": [0] * 30})
     assert float(weighted.mean()) == pytest.approx(50)
-
-
-def test_packed() -> None:
-    rng = random.Random(0)
-    for count in (1, 4, 7, 20, 300):
-        bits = [rng.random() < 0.3 for _ in range(count)]
-        assert unpacked(packed(bits)) == bits
-        assert _share(packed(bits)) == pytest.approx(100 * sum(bits) / count)
 
 
 def test_the_papers_numbers_are_those_of_its_averages() -> None:

@@ -79,11 +79,9 @@ def _runs(record: Record, model: str, r: int, method: str, choose: str) -> Resul
     return found
 
 
-def _average(tasks: dict[str, str]) -> float:
-    return fmean(_share(text) for text in tasks.values())
+def _average(tasks: dict[str, list[int]]) -> float:
+    return fmean(_share(right) for right in tasks.values())
 
 
-def _share(text: str) -> float:
-    """Per cent of ones in "number:hexadecimal"."""
-    count, _, digits = text.partition(":")
-    return 100 * int(digits, 16).bit_count() / int(count)
+def _share(right: list[int]) -> float:
+    return 100 * fmean(right)

@@ -159,24 +159,5 @@ def unpack(correct: str, rows: int) -> list[int]:
     return [int(bit) for bit in f"{int(correct, 16):0{4 * len(correct)}b}"[:rows]]
 
 
-def packed(bits: Sequence[bool]) -> str:
-    """Right and wrong as "number:hexadecimal", the last question in the lowest bit: Table 3's form, which says its length.
-
-    >>> packed([True, False, False, True, True])
-    '5:13'
-    """
-    return f"{len(bits)}:{int('0' + ''.join(str(int(bit)) for bit in bits), 2):x}"
-
-
-def unpacked(text: str) -> list[int]:
-    """What `packed` wrote.
-
-    >>> unpacked("5:13")
-    [1, 0, 0, 1, 1]
-    """
-    count, _, digits = text.partition(":")
-    return [int(bit) for bit in f"{int(digits, 16):0{count}b}"]
-
-
 def _path(directory: Path, key: Key) -> Path:
     return directory / (hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16] + ".json")

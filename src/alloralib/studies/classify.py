@@ -24,7 +24,7 @@ from ..adapters.measure import layer_states
 from ..adapters.methods import optimizer_groups, peft_config
 from ..data.examples import build_examples, collator
 from ..data.forms import Columns
-from ..data.labels import label_ids, label_names, majority_share
+from ..data.labels import label_ids, label_names
 from ..data.parts import load_parts, sample
 from ..data.registry import REGISTRY
 from ..ops.scale import row_norms, scale
@@ -177,12 +177,6 @@ def classify(settings: Settings, data: StudyData, watch: Callable[[Run], None] =
     run = Run(settings, data)
     run.train(watch)
     return run.score(run.settings["score"]) | {"train_loss": finite(run.train_loss[-1]), "row_norm": run.row_norm()}
-
-
-def chance(data: StudyData, name: str) -> float:
-    """What always answering a test set's most frequent class scores, in percent."""
-    table = load_parts("classification", Columns.of("classification", {}), data=name, data_dir=data.registered).test
-    return 100 * majority_share([str(v) for v in table.column("label", "label-column")])
 
 
 def finite(value: float) -> float:

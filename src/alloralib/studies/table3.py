@@ -15,7 +15,6 @@ import numpy as np
 
 from ..comparison.statistics import Comparison, compare_crossed, verdict
 from ..reporting.commonsense_figures import draw_table3
-from .cells import packed, unpacked
 from .commonsense import METHODS, adapted, encode, load_tasks, mean_loss, read_answers, tune
 from .frame import Cell, Claim, Finding, Key, Result, Settings, Study, judged, select
 from .images import StudyData
@@ -59,9 +58,9 @@ def work(key: Key, settings: Settings, data: StudyData) -> Result:
     for name, task in tasks.items():
         own, said = said[: len(task.test)], said[len(task.test) :]
         result["loss"][name] = mean_loss(model, encode(tokenizer, task.test, cutoff), batch)
-        result["correct"][name] = packed([a == q.answer for a, q in zip(own, task.test, strict=True)])
+        result["correct"][name] = [int(a == q.answer) for a, q in zip(own, task.test, strict=True)]
         result["named"][name] = sum(a is not None for a in own)
-        result["frequent"][name] = packed([q.choices[q.answer] == task.frequent for q in task.test])
+        result["frequent"][name] = [int(q.choices[q.answer] == task.frequent) for q in task.test]
     return result
 
 
@@ -77,7 +76,7 @@ def by_test(cell: Cell) -> float:
 
 def accuracy(cell: Cell, field: str = "correct") -> float:
     """Per cent, the mean over tasks."""
-    return 100 * fmean(fmean(unpacked(text)) for text in cell.result[field].values())
+    return 100 * fmean(fmean(right) for right in cell.result[field].values())
 
 
 def chosen(cells: Sequence[Cell], choose: Callable[[Cell], float] | None = None, **wanted: Any) -> Cell:
@@ -137,9 +136,9 @@ def _right(
     return np.array([np.mean([_weighted(cell.result[field]) for cell in group], axis=0) for group in grid])
 
 
-def _weighted(tasks: dict[str, str]) -> Any:
+def _weighted(tasks: dict[str, list[int]]) -> Any:
     """Right and wrong by question, tasks of different size weighted alike: their mean is the mean of the tasks' accuracies."""
-    bits = [np.array(unpacked(text), dtype=float) for text in tasks.values()]
+    bits = [np.array(right, dtype=float) for right in tasks.values()]
     total = sum(map(len, bits))
     return np.concatenate([100 * b * total / (len(bits) * len(b)) for b in bits])
 
