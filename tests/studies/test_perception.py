@@ -55,7 +55,10 @@ def test_better_in_every_cell_is_confirmed() -> None:
     assert set(verdicts("table7", cells).values()) == {"confirmed"}
     free = verdicts("norm-free", cells)
     assert free.pop("without") == "inconclusive"  # that ALLoRA is better says nothing about dropout
+    assert free.pop("cancels") == "not confirmed"  # it is ahead of LoRA without dropout at l_b by more than a point
     assert free == dict.fromkeys(("rule", "rule-everywhere", "loss"), "confirmed")
+    level = table_cells(lambda method, column, eta2: -2 * eta2)  # the same at every eta
+    assert verdicts("norm-free", level)["cancels"] == "confirmed"
 
 
 def test_worse_is_not_confirmed() -> None:
