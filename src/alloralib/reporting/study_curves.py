@@ -19,6 +19,8 @@ def draw_norms(record: Record, path: Path) -> None:
             found = results_of(record, optimiser=optimiser, arm=arm)
             _lines(ax, found[0]["steps"], [r["norms"] for r in found], f"C{number}", arm)
         ax.set_title(f"mean row norm of BA, {optimiser}", fontsize=9)
+        ends = sorted(r["norms"][-1] for r in results_of(record, optimiser=optimiser))
+        ax.set_ylim(0, 1.2 * max(end for end in ends if end <= 10 * ends[len(ends) // 2]))  # a run that diverged leaves it
         ax.set_xlabel("step", fontsize=8)
     axes[0][0].legend(frameon=False, fontsize=7)
     save(figure, path)

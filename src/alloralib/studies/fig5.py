@@ -99,7 +99,7 @@ STUDY = Study(
         "laptop": {
             "seeds": 3, "every": 2,
             "optimisers": {
-                "adafactor": {"learning_rate": 1e-3}, "sgd": {"learning_rate": 0.5, "max_grad_norm": 1e9, "weight_decay": 0.0},
+                "adafactor": {"learning_rate": 1e-3}, "sgd": {"learning_rate": 0.1, "max_grad_norm": 1e9, "weight_decay": 0.0},
             },
             "run": {
                 "model": "minilm-l6", "data": "rotten_tomatoes", "train_rows": 256, "test_rows": 16, "r": 16, "batch_size": 8,
@@ -119,7 +119,8 @@ STUDY = Study(
     },
     differs={
         "laptop": "MiniLM-L6, of the architecture and size of arctic-embed-xs, on 256 rows of Rotten Tomatoes; 64 steps of "
-        "batch 8 at a constant rate. The paper's optimiser is not stated: Adafactor as in its lab's harness, and plain SGD.",
+        "batch 8 at a constant rate. The paper's optimiser is not stated: Adafactor as in its lab's harness, and plain SGD, at "
+        "a fifth of the rate first tried: there one run at four times it diverged.",
         "paper": "Model and data are the paper's; optimiser, rate and batch are not stated: Adafactor as in its lab's harness, "
         "and plain SGD.",
     },
