@@ -75,7 +75,8 @@ DIFFERS = {
     "laptop": "MiniLM-L6 (fp32) and SmolLM2-135M (bf16) instead of models of 450 to 500 million parameters; 64 to 256 rows to "
     "train on, 150 to 300 to test on; 2 epochs and 5 runs as in the paper. Adafactor, cosine, clipping and alpha = r as in its "
     "lab's harness; batch 8; all linear layers; l_b = 3e-3 (MiniLM) and 1e-3 (SmolLM2), set after a look at LoRA alone (at "
-    "1e-3 MiniLM had learnt nothing by then) and before any other method was run. The models' own dropout is off.",
+    "1e-3 MiniLM had learnt nothing by then) and before any other method was run. The models' own dropout is off. LoRA at eta "
+    "l_b trains the new head at eta l_b too, ALLoRA at l_b.",
     "paper": "Models, data, epochs, runs and l_b are the paper's; SmolLM2-360M stands in for OpenELM-450M, whose code is not "
     "in transformers. Optimiser, schedule and batch are those of its lab's harness; rank (32, from Table 1) and targets (all "
     "linear layers) are not stated; 512 tokens; the models' own dropout is off.",
