@@ -33,7 +33,7 @@ def plan(settings: Settings) -> list[Key]:
 
 
 def work(key: Key, settings: Settings, data: StudyData) -> Result:
-    """The mean row norm and the mean scale s(eta) at these weights after every few steps."""
+    """The mean row norm of BA after every few steps."""
     steps: list[int] = []
     norms: list[float] = []
 
@@ -86,7 +86,7 @@ def _claims() -> list[Claim]:
                     by_paper=by_paper,
                 )
             )
-    return made  # fmt: skip
+    return made
 
 
 STUDY = Study(

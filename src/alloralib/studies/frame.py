@@ -159,9 +159,7 @@ def run_study(
     borrowed: list[Cell] = []
     for source in map(load, study.sources):
         own = {name: chosen[name] for name in source.settings[scale]}
-        record = run_study(
-            source, scale=scale, data_dir=data_dir, output_dir=output_dir, settings=own, jobs=jobs, tell=tell
-        )  # fmt: skip
+        record = run_study(source, scale=scale, data_dir=data_dir, output_dir=output_dir, settings=own, jobs=jobs, tell=tell)
         borrowed += [Cell(**cell) for cell in record["cells"]]
     identity = {
         "format": FORMAT, "study": study.name, "scale": scale, "settings": chosen,

@@ -89,7 +89,7 @@ def _claims() -> list[Claim]:
                     by_paper=False,
                 )
             )
-    return made  # fmt: skip
+    return made
 
 
 STUDY = Study(
