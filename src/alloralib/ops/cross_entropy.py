@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._function import apply_many, once
+from ._function import apply_many
 from .lowrank import compute_dtype
 
 CHUNK_ENTRIES = 2**24
@@ -76,8 +76,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss, entropy, hit
 
     @staticmethod
-    @once
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # not `once`: dL/dl is often a constant, and D would be taken for one in silence
+            raise RuntimeError("no second derivative here: alloralib.fast_paths(logits=False)")
         (direction,) = ctx.saved_tensors
         grad = grad_outputs[0]
         if grad is None or direction is None:
