@@ -5,6 +5,8 @@ last layer and its head stay as they are; only its head does something else mean
 token has a label, takes their cross-entropy in chunks, and hands back zeros that occupy no memory. If those do not come
 out of the model untouched, the model does something with its logits (Gemma's soft cap, Cohere's scale), and is asked for
 them as transformers means it, by `logits_to_keep`, from then on.
+
+Foreign private API used here: the names under which torch keeps a module's hooks.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from ..adapters.siblings import chunked_logits
 from ..ops.cross_entropy import TokenScores, cross_entropy, linear_cross_entropy
 
 IGNORED = -100
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _unsuitable: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
@@ -76,7 +79,7 @@ def why_not_chunked(model: Any) -> str | None:
     if not chunked_logits():
         return "it is turned off, or the model is being compiled"
     if type(head) is not nn.Linear:
-        return f"the output layer is no plain nn.Linear, but {type(head).__name__}: adapted, quantised, or of another kind"
+        return f"the output layer is no plain nn.Linear, but {type(head).__name__}: adapted, quantised or sharded"
     if type(weight) is not nn.Parameter or hasattr(weight, "ds_id"):
         return f"the output layer's weight is sharded or quantised: {type(weight).__name__}"
     if any(p.requires_grad for p in head.parameters()):
@@ -84,9 +87,6 @@ def why_not_chunked(model: Any) -> str | None:
     if "forward" in vars(head) or any(getattr(head, name) for name in _HOOKS):
         return "the output layer has hooks"
     return _unsuitable.get(head)
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _head(model: Any) -> nn.Module | None:
