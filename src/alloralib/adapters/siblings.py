@@ -30,19 +30,20 @@ SETS = (
 _CROSS = ("encoder_attn", "encdecattention", "cross", "attn2")
 """Where queries read another input than keys and values do."""
 
-_enabled = {"fused": True, "grouped": True}
+_enabled = {"fused": True, "grouped": True, "logits": True}
 
 
 @contextmanager
-def fast_paths(*, fused: bool = True, grouped: bool = True) -> Any:
+def fast_paths(*, fused: bool = True, grouped: bool = True, logits: bool = True) -> Any:
     """Turn fast paths off, or on again, within a `with` block.
 
     Args:
         fused: frozen layer and adapter in one autograd node; without, PEFT's own forward pass and our branch beside it.
         grouped: layers that read the same input in one autograd node; needs `fused`.
+        logits: a language model's loss without its logits, in chunks; without, what the model's own head makes of it.
     """
     before = dict(_enabled)
-    _enabled.update(fused=fused, grouped=fused and grouped)
+    _enabled.update(fused=fused, grouped=fused and grouped, logits=logits)
     try:
         yield
     finally:
@@ -52,6 +53,11 @@ def fast_paths(*, fused: bool = True, grouped: bool = True) -> Any:
 def fused() -> bool:
     """Whether frozen layer and adapter may share an autograd node."""
     return _enabled["fused"]
+
+
+def chunked_logits() -> bool:
+    """Whether the loss of a language model may be taken without its logits, here and now."""
+    return _enabled["logits"] and not torch.compiler.is_compiling()
 
 
 class Group:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from .metrics import Evaluation, classification_metrics, perplexity, ratio_interval
+from .next_token import score_next_tokens
 
 Tick = Callable[[int], object]  # told how many examples were done
 Collate = Callable[[list[Any]], Any]
@@ -104,8 +104,7 @@ def classify(
 def language_loss(model: Any, examples: Any, collate: Collate, batch_size: int, tick: Tick = nothing) -> Evaluation:
     """Cross-entropy in nats of the tokens that are learnt.
 
-    Tokens with label -100 (padding, prompts) are not counted; every other one counts the same, in whatever batch. Logits
-    are made only where some row of the batch has a label, if the model can leave the others out.
+    Tokens with label -100 (padding, prompts) are not counted; every other one counts the same, in whatever batch.
 
     Args:
         model: with `logits` of shape (batch, length, vocabulary), position t predicting token t + 1.
@@ -116,18 +115,14 @@ def language_loss(model: Any, examples: Any, collate: Collate, batch_size: int, 
         None where it has none), tokens.
     """
     totals, counts = np.zeros(len(examples)), np.zeros(len(examples), dtype=np.int64)
-    selects = takes(model, "logits_to_keep")
     with answering(model):
         for rows, batch in batches(examples, collate, batch_size):
             batch = {k: v.to(model.device) for k, v in batch.items()}
-            labels = batch.pop("labels")[:, 1:]
-            keep = (labels != -100).any(dim=0).nonzero().squeeze(1)
-            if len(keep):
-                logits = model(**batch, logits_to_keep=keep).logits if selects else model(**batch).logits[:, keep]
-                for i, row in enumerate(rows):  # row by row: the float32 copy of all logits could be gigabytes
-                    wanted = labels[i, keep] != -100
-                    losses = cross_entropy(logits[i, wanted].float(), labels[i, keep][wanted], reduction="sum")
-                    totals[row], counts[row] = losses.item(), int(wanted.sum())
+            labels = batch.pop("labels")
+            found = score_next_tokens(model, batch, labels)
+            owner = found.mask.nonzero()[:, 0].cpu().numpy()
+            counts[rows] = np.bincount(owner, minlength=len(rows))
+            totals[rows] = np.bincount(owner, weights=found.scores.loss.double().cpu().numpy(), minlength=len(rows))
             tick(len(rows))
     tokens = int(counts.sum())
     loss = float(totals.sum() / max(tokens, 1))
@@ -143,9 +138,3 @@ def language_loss(model: Any, examples: Any, collate: Collate, batch_size: int, 
 def row_numbers(examples: Any) -> list[int]:
     """The number of each example's row in its table; its place where the examples do not say."""
     return list(examples["row"]) if "row" in examples.column_names else list(range(len(examples)))
-
-
-def takes(model: Any, argument: str) -> bool:
-    """Whether the model below the adapter has an argument of that name."""
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return argument in inspect.signature(bare.forward).parameters

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .answers import Tick, answering, longest_first, nothing, takes
+from .answers import Tick, answering, longest_first, nothing
 from .generation import Prompt, encode_prompt, generate_answers, left_padded
 from .metrics import Evaluation, share
+from .next_token import takes
 
 
 def choose(
@@ -99,7 +100,8 @@ def _log_probabilities(model: Any, prompts: list[list[int]], choices: list[list[
     """The sum of log-probabilities of every choice, by prompt. Each prompt's keys and values are computed once."""
     ids, mask = left_padded(prompts, 0, model.device)
     position = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    out = model(input_ids=ids, attention_mask=mask, use_cache=True, **_positions(model, position))
+    last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
+    out = model(input_ids=ids, attention_mask=mask, use_cache=True, **_positions(model, position), **last)
     first = out.logits[:, -1].float().log_softmax(dim=-1)  # (prompts, vocabulary): the first token of each choice
     flat = [(row, choice) for row, options in enumerate(choices) for choice in options]
     owner = torch.tensor([row for row, _ in flat], device=model.device)

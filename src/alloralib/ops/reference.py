@@ -95,6 +95,11 @@ def scaled_output(f: Tensor, eta: float) -> Tensor:
     return f / torch.sqrt(f.abs() + 1 / eta**2)
 
 
+def cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """Twin of `cross_entropy.linear_cross_entropy`: -log softmax(X W^T + b) at the label, row by row."""
+    return -F.linear(hidden, weight, bias).log_softmax(dim=-1)[torch.arange(len(labels)), labels]
+
+
 def delta(A: Tensor, B: Tensor, *, eta: float, scaling: float = 1.0) -> Tensor:
     """Twin of `delta.lora_delta`: the branch on the identity matrix, transposed."""
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)

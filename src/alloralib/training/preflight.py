@@ -198,6 +198,7 @@ def _measure(config: RunConfig, trainer: Any, steps: int, warnings: list[str]) -
     middle = max(0, len(by_length) // 2 - config.batch_size // 2)
     batches = [by_length[-config.batch_size :], by_length[middle : middle + config.batch_size]]
     kept, training = random_state(), model.training
+    as_trained = {"fused_lm_head": True} if config.is_language else {}  # as TRL's trainer calls it
     seconds: list[float] = []
     model.train()
     try:
@@ -205,7 +206,7 @@ def _measure(config: RunConfig, trainer: Any, steps: int, warnings: list[str]) -
             batch = trainer.data_collator([dataset[i] for i in rows])
             del batch["row"]
             start = time.perf_counter()
-            loss = model(**trainer._prepare_inputs(batch)).loss
+            loss = model(**trainer._prepare_inputs(batch), **as_trained).loss
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"the loss is {loss.item()} before the first step", where="preflight",

@@ -27,6 +27,7 @@ from ..adapters.methods import optimizer_groups
 from ..errors import ConfigError, TrainingError, did_you_mean
 from .batches import BucketBatches, lengths_of
 from .config import DEFAULT_EPOCHS, RunConfig
+from .head import score_labels_only
 from .processes import on_cpu
 from .state import RunState, load_model, load_optimizer, load_random, snapshot
 
@@ -148,6 +149,10 @@ class ClassificationTrainer(RunTrainer, Trainer):
 
 class LanguageTrainer(RunTrainer, SFTTrainer):
     """TRL's SFTTrainer as a run needs it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        score_labels_only(self.model.get_base_model())
 
 
 def with_rows(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
