@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops import products
+
 SETS = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
@@ -34,18 +36,20 @@ _enabled = {"fused": True, "grouped": True, "logits": True}
 
 
 @contextmanager
-def fast_paths(*, fused: bool = True, grouped: bool = True, logits: bool = True) -> Any:
+def fast_paths(*, fused: bool = True, grouped: bool = True, logits: bool = True, onednn: bool = True) -> Any:
     """Turn fast paths off, or on again, within a `with` block.
 
     Args:
         fused: frozen layer and adapter in one autograd node; without, PEFT's own forward pass and our branch beside it.
         grouped: layers that read the same input in one autograd node; needs `fused`.
         logits: a language model's loss without its logits, in chunks; without, what the model's own head makes of it.
+        onednn: float32 products with frozen weights by oneDNN on CPUs; without, torch's default.
     """
     before = dict(_enabled)
     _enabled.update(fused=fused, grouped=fused and grouped, logits=logits)
     try:
-        yield
+        with products.onednn(onednn):
+            yield
     finally:
         _enabled.update(before)
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 from .. import __version__
 from ..errors import AlloraError, ConfigError, Interrupted, did_you_mean
 from . import evaluate, export, generate, inspect, merge, reproduce, tasks, train
+from .memory import keep_freed_memory
 
 VERBS = {
     "train": train,
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             verb = VERBS[arguments.verb]
             flag = unknown[0].partition("=")[0]
             raise ConfigError(f"unknown argument {flag!r}", where=arguments.verb, remedy=did_you_mean(flag, verb.flags()))
+        keep_freed_memory()
         return VERBS[arguments.verb].run(arguments)
     except Interrupted as error:
         print(f"allora: {error}", file=sys.stderr)

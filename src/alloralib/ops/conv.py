@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ._function import apply, once
 from .adaptors import GradientAdaptor
-from .lowrank import compute_dtype, lowrank_backward
+from .lowrank import lowrank_backward
+from .precision import compute_dtype, without_autocast
 
 
 def expand_groups(B: Tensor, groups: int) -> Tensor:
@@ -61,7 +62,7 @@ class _LoraConv(torch.autograd.Function):
         dtype = compute_dtype(x)
         ctx.geometry = (stride, padding, (1,) * dims, False, (0,) * dims, 1)
         ctx.groups, ctx.scaling, ctx.gradient, ctx.eta, ctx.dtype = groups, scaling, gradient, eta, dtype
-        with torch.autocast(device_type=x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             bottleneck = torch.convolution(x.to(dtype), A.to(dtype), None, *ctx.geometry)
             hidden = _rows(bottleneck)
             y = hidden @ expand_groups(B, groups).to(dtype).mT
@@ -76,7 +77,7 @@ class _LoraConv(torch.autograd.Function):
         x, A, B, hidden = ctx.saved_tensors
         need_x, need_A, need_B = ctx.needs_input_grad[:3]
         grad_x = grad_A = grad_B = None
-        with torch.autocast(device_type=x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             grad = grad_outputs[0].to(ctx.dtype)
             full_B = expand_groups(B, ctx.groups)
             low = lowrank_backward(

@@ -22,11 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import products
 from ._function import apply_many
-from .lowrank import compute_dtype
+from .precision import compute_dtype, without_autocast
 
-CHUNK_ENTRIES = 2**24
-"""Logits that exist at a time where no chunk is asked for: 64 MiB in float32, and as much again for the softmax."""
+CHUNK_ENTRIES = 6 * 2**20
+"""Logits that exist at a time where no chunk is asked for: 24 MiB in float32, and as much again for the softmax. What is
+larger than 32 MiB comes from the kernel page by page each time, and smaller chunks leave the products too narrow."""
 
 
 class TokenScores(NamedTuple):
@@ -52,22 +54,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = _softmax_dtype(dtype)
         direction = torch.empty_like(x, dtype=dtype) if ctx.needs_input_grad[0] else None
         parts: list[TokenScores] = []
-        with torch.autocast(device_type=x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
             pieces = _pieces(len(x), chunk)
-            # one buffer for all chunks: fresh ones of this size come from the kernel page by page
-            logits = x.new_empty(pieces[0][1], len(w), dtype=dtype)
-            p = x.new_empty(logits.shape, dtype=wide)
+            p = x.new_empty(pieces[0][1], len(w), dtype=wide)
             for start, end in pieces:
-                z = torch.mm(x[start:end].to(dtype), w.mT, out=logits[: end - start])
-                if b is not None:
-                    z += b
+                z = products.linear(x[start:end].to(dtype), w, b)
                 y = labels[start:end]
                 parts.append(_scores(z.to(wide), y, p[: end - start]))
                 if direction is not None:
                     minus_one = p.new_full((1, 1), -1.0).expand(len(y), 1)
                     towards = p[: end - start].scatter_add_(1, y.unsqueeze(1), minus_one)
-                    torch.mm(towards.to(dtype), w, out=direction[start:end])
+                    direction[start:end] = products.linear(towards.to(dtype), w.mT)
         loss, entropy, hit = (torch.cat(column) for column in zip(*parts, strict=True))
         ctx.save_for_backward(direction)
         ctx.dtype = x.dtype

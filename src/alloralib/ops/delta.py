@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ._function import apply, once
+from .precision import without_autocast
 from .scale import row_norms, scale
 
 
@@ -23,14 +24,14 @@ class _Delta(torch.autograd.Function):
     def forward(ctx: Any, A: Tensor, B: Tensor, scaling: float, eta: float) -> Tensor:
         ctx.scaling, ctx.eta = scaling, eta
         ctx.save_for_backward(A, B)
-        with torch.autocast(device_type=A.device.type, enabled=False):
+        with without_autocast(A.device.type):
             return scaling * (B @ A)
 
     @staticmethod
     @once
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         A, B = ctx.saved_tensors
-        with torch.autocast(device_type=A.device.type, enabled=False):
+        with without_autocast(A.device.type):
             s = scale(row_norms(A, B), ctx.eta).unsqueeze(-1)
             grad = (grad_outputs[0] * (ctx.scaling * s)).to(A.dtype)
             return B.mT @ grad, grad @ A.mT, None, None

@@ -18,6 +18,7 @@ from torch import Tensor
 from ._function import apply, once
 from .adaptors import GradientAdaptor
 from .lowrank import lowrank_backward
+from .precision import without_autocast
 
 
 class _LoraEmbedding(torch.autograd.Function):
@@ -34,7 +35,7 @@ class _LoraEmbedding(torch.autograd.Function):
     ) -> Tensor:
         ctx.padding_idx, ctx.scaling, ctx.gradient, ctx.eta = padding_idx, scaling, gradient, eta
         flat = tokens.reshape(-1)
-        with torch.autocast(device_type=A.device.type, enabled=False):
+        with without_autocast(A.device.type):
             hidden = F.embedding(flat, A.mT)
             y = hidden @ B.mT
             if scaling != 1:
@@ -47,7 +48,7 @@ class _LoraEmbedding(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         flat, A, B, hidden = ctx.saved_tensors
         grad_A = None
-        with torch.autocast(device_type=A.device.type, enabled=False):
+        with without_autocast(A.device.type):
             grad = grad_outputs[0].reshape(-1, B.shape[0]).to(A.dtype)
             low = lowrank_backward(
                 grad, hidden, A, B, scaling=ctx.scaling, gradient=ctx.gradient, eta=ctx.eta, need_input=False

@@ -5,7 +5,7 @@
     H        = X [A_1; A_2; ...]^T               N x (r_1 + r_2 + ...), one product; kept for the backward pass
     P_k      = G_k [diag(s_k) B_k | B_k]         N x 2 r_k, one product for the two uses of B_k
     dL/dB_k  = c_k diag(s_k) G_k^T H_k
-    dL/dA    = [c_k P_k,left]^T X                one product for all A_k
+    dL/dA    = [c_k P_k,left]^T X                one product for all A_k, a slice of rows for each
     dL/dX    = sum_k G_k W_k + [c_k P_k,right] [A_1; A_2; ...]    added in place; skipped where X wants none
 
 Derivation: section 4.2 of arXiv:2410.09692 and `lowrank.py`. Layers that read the same input (queries, keys and values;
@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from . import products
 from ._function import apply_many, once
 from .adaptors import GradientAdaptor
-from .lowrank import compute_dtype, lowrank_backward
+from .lowrank import lowrank_backward
+from .precision import compute_dtype, without_autocast
 
 
 class LinearLayer(NamedTuple):
@@ -62,17 +63,18 @@ class _LoraLinears(torch.autograd.Function):
         ctx.gradient, ctx.numbers, ctx.fan_in_fan_out, ctx.dtype = gradient, numbers, fan_in_fan_out, dtype
         ctx.bias_dtypes = [None if layer.bias is None else layer.bias.dtype for layer in layers]
         outputs: list[Tensor] = []
-        with torch.autocast(device_type=x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             rows = x.reshape(-1, x.shape[-1]).to(dtype)
             hidden = rows @ _stacked(layers, dtype).mT
-            for layer, h in zip(layers, _columns(hidden, layers), strict=True):
+            for layer, h in zip(layers, _split(hidden, layers, 1), strict=True):
                 if layer.weight is None:
                     y = h @ layer.B.to(dtype).mT
                     if layer.scaling != 1:
                         y = y * layer.scaling
                 else:
                     w = layer.weight.to(dtype)
-                    y = F.linear(rows, w.mT if fan_in_fan_out else w, None if layer.bias is None else layer.bias.to(dtype))
+                    bias = None if layer.bias is None else layer.bias.to(dtype)
+                    y = products.linear(rows, w.mT if fan_in_fan_out else w, bias)
                     y.addmm_(h, layer.B.to(dtype).mT, alpha=layer.scaling)
                 outputs.append(y.view(*x.shape[:-1], layer.B.shape[0]))
         saved = [t for layer in layers for t in (layer.weight, layer.A, layer.B)]
@@ -90,12 +92,12 @@ class _LoraLinears(torch.autograd.Function):
         need_x, *needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]
         grads: list[Tensor | None] = [None] * len(tensors)
         grad_x: Tensor | None = None
-        with torch.autocast(device_type=x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             rows = x.reshape(-1, x.shape[-1]).to(dtype)
             for_A: list[Tensor] = []
             for_input: list[Tensor] = []
             grad_rows: Tensor | None = None
-            for k, (layer, h, grad) in enumerate(zip(layers, _columns(hidden, layers), grad_outputs, strict=True)):
+            for k, (layer, h, grad) in enumerate(zip(layers, _split(hidden, layers, 1), grad_outputs, strict=True)):
                 r = layer.A.shape[0]
                 if grad is None:  # an output that nothing was made of
                     for_A.append(rows.new_zeros(rows.shape[0], r))
@@ -113,8 +115,8 @@ class _LoraLinears(torch.autograd.Function):
                     for_input.append(low.for_input)
                     if layer.weight is not None:
                         w = layer.weight.to(dtype)
-                        w = w.mT if ctx.fan_in_fan_out else w
-                        grad_rows = grad @ w if grad_rows is None else grad_rows.addmm_(grad, w)
+                        part = products.linear(grad, w if ctx.fan_in_fan_out else w.mT)
+                        grad_rows = part if grad_rows is None else grad_rows.add_(part)
                 if need_w:
                     assert layer.weight is not None
                     natural = rows.mT @ grad if ctx.fan_in_fan_out else grad.mT @ rows
@@ -129,10 +131,10 @@ class _LoraLinears(torch.autograd.Function):
                 grad_rows = both @ stacked if grad_rows is None else grad_rows.addmm_(both, stacked)
                 grad_x = grad_rows.view(x.shape).to(x.dtype)
             if any(needs[2::4]):
-                grad_A = (_joined(for_A, 1).mT @ rows).mT  # transposed, so that each layer has columns of it
-                for k, part in enumerate(_columns(grad_A, layers)):
+                grad_A = _joined(for_A, 1).mT @ rows
+                for k, part in enumerate(_split(grad_A, layers, 0)):
                     if needs[4 * k + 2]:
-                        grads[4 * k + 2] = part.mT.to(layers[k].A.dtype)
+                        grads[4 * k + 2] = part.to(layers[k].A.dtype)
         return grad_x, None, None, None, *grads
 
 
@@ -155,14 +157,9 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
-def _columns(hidden: Tensor, layers: list[LinearLayer]) -> list[Tensor]:
-    """Each layer's columns of H."""
-    columns: list[Tensor] = []
-    start = 0
-    for layer in layers:
-        columns.append(hidden[:, start : start + layer.A.shape[0]])
-        start += layer.A.shape[0]
-    return columns
+def _split(stacked: Tensor, layers: list[LinearLayer], dim: int) -> tuple[Tensor, ...]:
+    """Each layer's share of what all ranks made together."""
+    return torch.split(stacked, [layer.A.shape[0] for layer in layers], dim=dim)
 
 
 def lora_linears(

@@ -56,10 +56,9 @@ def lowrank_backward(
     if gradient == "row":
         s = scale(row_norms(A, B), eta).unsqueeze(-1)  # (n1, 1), float32 or wider
         sb = (s * B).to(grad.dtype)
-        grad_B = (grad.mT @ hidden) * (scaling * s).to(grad.dtype)
+        grad_B = (grad.mT @ hidden).mul_((scaling * s).to(grad.dtype))
         if need_input:  # the two uses of B in one product of width 2r
-            both = grad @ torch.cat([sb, b], dim=1)
-            for_A, for_input = both.chunk(2, dim=1)
+            for_A, for_input = (grad @ torch.cat([sb, b], dim=1)).chunk(2, dim=1)
         else:
             for_A, for_input = grad @ sb, None
     else:
@@ -78,11 +77,3 @@ def lowrank_backward(
         for_A = for_A * scaling
         for_input = None if for_input is None else for_input * scaling
     return LowRankGrads(grad_B, for_A, for_input)
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype products are taken in: autocast's where it is on for x's device, else x's own."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype

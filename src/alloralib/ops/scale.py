@@ -15,6 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from .precision import without_autocast
+
 
 def row_norms(A: Tensor, B: Tensor) -> Tensor:
     """Euclidean norm of every row of BA, without forming BA.
@@ -32,11 +34,11 @@ def row_norms(A: Tensor, B: Tensor) -> Tensor:
     Autocast is switched off: in bfloat16 near-collinear A and cancelling B give negative squares. Round-off can
     do so in float32 too, hence the clamp in front of the root.
     """
-    with torch.autocast(device_type=A.device.type, enabled=False):
+    with without_autocast(A.device.type):
         dtype = torch.promote_types(torch.promote_types(A.dtype, B.dtype), torch.float32)
         a, b = A.detach().to(dtype), B.detach().to(dtype)
-        squares = ((b @ (a @ a.mT)) * b).sum(dim=-1)
-        return squares.clamp(min=0).sqrt()
+        squares = (b @ (a @ a.mT)).mul_(b).sum(dim=-1)
+        return squares.clamp_(min=0).sqrt_()
 
 
 def scale(magnitude: Tensor, eta: float) -> Tensor:

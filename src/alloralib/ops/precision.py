@@ -1,0 +1,23 @@
+"""In which dtype products are taken: autocast decides once, at the edge of a node, and is off inside of it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+_NOTHING = nullcontext()
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype products are taken in: autocast's where it is on for x's device, else x's own."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Autocast switched off on a kind of device; where it is off already, nothing, which takes no time."""
+    return torch.autocast(device_type=device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING

@@ -1,0 +1,44 @@
+"""Freed memory is kept by the command, and only where nobody said otherwise."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys
+from alloralib.cli.memory import keep_freed_memory
+told = keep_freed_memory() if sys.argv[1] == "keep" else None
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+for _ in range(3):
+    blocks = [bytearray(3 * 2**20) for _ in range(100)]
+    del blocks
+print(told, resident())
+"""
+
+
+def _resident(mode: str, **environment: str) -> tuple[str, float]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, mode], env=clean | environment, capture_output=True, text=True, check=True
+    )
+    told, mebibytes = done.stdout.split()
+    return told, float(mebibytes)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+def test_memory_that_was_freed_stays_with_the_process():
+    assert _resident("leave")[1] < 100
+    told, mebibytes = _resident("keep")
+    assert told == "True"
+    assert mebibytes > 250
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+def test_a_variable_of_the_environment_has_its_say():
+    told, mebibytes = _resident("keep", MALLOC_ARENA_MAX="2")
+    assert told == "False"
+    assert mebibytes < 100
