@@ -26,8 +26,11 @@ from torch import nn
 from ..errors import ConfigError, ModelError, TrainingError
 from .processes import on_cpu
 
-# The cache of graphs is made of pickles; what the C++ compiler made is kept by torch all the same.
-COMPILER: dict[str, Any] = {"backend": "inductor", "dynamic": True, "options": {"fx_graph_cache": False}}
+# A block that cannot be compiled whole is refused, not compiled in pieces. The cache of graphs would be made of pickles;
+# what the C++ compiler makes is kept by torch all the same.
+COMPILER: dict[str, Any] = {
+    "backend": "inductor", "dynamic": True, "fullgraph": True, "options": {"fx_graph_cache": False}
+}  # fmt: skip
 ROUNDS = 3
 FLAG = "--compile"
 REMEDY = "leave out --compile: it changes the speed and nothing else"
@@ -74,6 +77,7 @@ def compile_blocks(model: nn.Module) -> list[nn.Module]:
             where=FLAG,
             remedy=REMEDY,
         )
+    torch.compiler.reset()  # what earlier runs of this process compiled counts against torch's limit of programs
     for block in blocks:
         block.compile(**COMPILER)
     return blocks
@@ -118,7 +122,7 @@ def measure(step: Callable[[list[int]], float], batches: list[list[int]], middli
         `compile_seconds`, `eager_seconds` and `compiled_seconds`, the last two medians per pass.
 
     Raises:
-        TrainingError: the compiler failed.
+        TrainingError: the compiler failed, or cannot compile such blocks.
     """
     from torch._dynamo.exc import TorchDynamoException
 
@@ -132,7 +136,7 @@ def measure(step: Callable[[list[int]], float], batches: list[list[int]], middli
                 with eagerly(eager):
                     passes[eager].append(step(middling))
     except TorchDynamoException as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = " ".join(str(error).split("\n\n")[0].split())[:200]
         raise TrainingError(f"torch.compile failed ({type(error).__name__}: {reason})", where=FLAG, remedy=REMEDY) from error
     eager, compiled = (statistics.median(passes[way]) for way in (True, False))
     return {"compile_seconds": compiling, "eager_seconds": eager, "compiled_seconds": compiled}
