@@ -213,7 +213,7 @@ def test_a_compiled_run_that_is_stopped_goes_on_bit_by_bit(tiny_llama, reviews, 
     """With inductor itself, dropout and all; what a kill leaves behind is copied from the run that goes on."""
     settings = {
         "task": "classification", "model": tiny_llama, "data": str(reviews), "method": "allora-d", "r": 2, "max_steps": 5,
-        "batch_size": 6, "checkpoint_every": 2, "compile": True, "max_length": 4, "target_modules": "up_proj",
+        "batch_size": 6, "checkpoint_every": 2, "compile": True, "max_length": 4, "target_modules": ["up_proj"],
     }  # fmt: skip
     step, calls = Trainer.training_step, itertools.count(1)
 
