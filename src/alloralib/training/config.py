@@ -92,6 +92,7 @@ class RunConfig(BaseModel):
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(default=1.0, description="gradients are clipped to this norm")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the frozen weights")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
+    compile: bool = Field(default=False, description="torch.compile the blocks; preflight says after how many steps it pays")
 
     evaluate_every: Positive | None = Field(default=None, description="steps between looks at the validation rows [an epoch]")
     patience: Positive | None = Field(default=None, description="stop after so many looks without a better validation loss")

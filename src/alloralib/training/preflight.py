@@ -13,6 +13,7 @@ import torch
 
 from ..adapters.targets import adapted_modules
 from ..errors import TrainingError
+from . import compiling
 from .batches import BucketBatches, lengths_of
 from .config import RunConfig
 from .state import random_state, set_random
@@ -89,6 +90,8 @@ def report(config: RunConfig, found: dict[str, Any]) -> str:
         f"  cost           about {_duration(cost['seconds'])} for {cost['steps']:,} steps "
         f"({cost['step_seconds']:.2f} s each), {cost['peak_gib']:.1f} GiB at the longest batch"
     )
+    if config.compile:
+        lines.append(f"  compiling      {compiling.describe(cost)}")
     lines += [f"  warning        {text}" for text in found["warnings"]]
     return "\n".join(lines)
 
@@ -199,30 +202,47 @@ def _measure(config: RunConfig, trainer: Any, steps: int, warnings: list[str]) -
     batches = [by_length[-config.batch_size :], by_length[middle : middle + config.batch_size]]
     kept, training = random_state(), model.training
     as_trained = {"fused_lm_head": True} if config.is_language else {}  # as TRL's trainer calls it
-    seconds: list[float] = []
+
+    def timed(rows: list[int]) -> float:
+        batch = trainer.data_collator([dataset[i] for i in rows])
+        del batch["row"]
+        start = time.perf_counter()
+        loss = model(**trainer._prepare_inputs(batch), **as_trained).loss
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} before the first step", where="preflight",
+                remedy="use --dtype float32, and look at the longest rows",
+            )  # fmt: skip
+        loss.backward()
+        return time.perf_counter() - start
+
+    compiled: dict[str, float] = {}
     model.train()
     try:
-        for rows in batches:
-            batch = trainer.data_collator([dataset[i] for i in rows])
-            del batch["row"]
-            start = time.perf_counter()
-            loss = model(**trainer._prepare_inputs(batch), **as_trained).loss
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss.item()} before the first step", where="preflight",
-                    remedy="use --dtype float32, and look at the longest rows",
-                )  # fmt: skip
-            loss.backward()
-            seconds.append(time.perf_counter() - start)
+        with compiling.eagerly(config.compile):
+            seconds = [timed(rows) for rows in batches]
         _check_gradients(model, warnings)
+        if config.compile:
+            planned = BucketBatches(lengths, config.batch_size, config.data_seed).global_batches()
+            compiled = compiling.measure(timed, compiling.programs(planned, lengths), batches[1])
     finally:
         model.zero_grad(set_to_none=True)
         model.train(training)
         set_random(kept)
-    per_token = seconds[1] / sum(lengths[i] for i in batches[1])
-    average = statistics.fmean(lengths) * config.batch_size
-    step = per_token * average * config.gradient_accumulation if has_tokens else seconds[1] * config.gradient_accumulation
-    return {"steps": steps, "step_seconds": step, "seconds": step * steps, "peak_gib": _peak_gib()}
+    # passes of the middling batch that are as much work as a step
+    passes = float(config.gradient_accumulation)
+    if has_tokens:
+        passes *= statistics.fmean(lengths) * config.batch_size / sum(lengths[i] for i in batches[1])
+    step = passes * compiled.get("compiled_seconds", seconds[1])
+    cost = {"steps": steps, "step_seconds": step, "seconds": step * steps, "peak_gib": _peak_gib()}
+    if not compiled:
+        return cost
+    eager, taken = passes * compiled["eager_seconds"], compiled["compile_seconds"]
+    pays = compiling.break_even(taken, eager - step)
+    if pays is None or pays > steps:
+        warnings.append("compiling does not pay in this run: leave out --compile, unless you want to have tried it")
+    cost["seconds"] += taken
+    return cost | {"compile_seconds": taken, "eager_step_seconds": eager, "break_even_steps": pays}
 
 
 def _check_gradients(model: Any, warnings: list[str]) -> None:

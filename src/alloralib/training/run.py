@@ -27,6 +27,7 @@ from ..records import RECORD_FILE, RunRecord
 from .batches import lengths_of
 from .callbacks import Cadence, Interruption, Progress
 from .checkpoints import latest, steps_of
+from .compiling import check_compiling, compile_blocks
 from .config import DEFAULT_TEST_SHARE, RunConfig
 from .finish import Decorate, Prepared, finish, make_record, tables_of
 from .models import load_model, load_processor, locate
@@ -154,6 +155,8 @@ def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> 
     check_targets(model, config.target_modules)
     torch.manual_seed(config.adapter_seed)
     model = get_peft_model(model, adapter_config)
+    if config.compile:
+        compile_blocks(model)
     digests = {name: _digest(table) for name, table in tables_of(parts).items()}
     run = RunState(space.checkpoints, digests)
     callbacks = [Progress(run, is_first()), Cadence(config, run, parts.validation is not None), interruption]
@@ -169,6 +172,8 @@ def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> 
 
 def _check_machine(config: RunConfig) -> None:
     check_optimizer(config)
+    if config.compile:
+        check_compiling()
     if config.dtype == "float16" and not torch.cuda.is_available():
         raise ConfigError(
             "float16 on a CPU: it is slow there, and gradients underflow",

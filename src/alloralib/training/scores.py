@@ -13,6 +13,7 @@ from ..data.registry import REGISTRY
 from ..data.table import Table
 from ..evaluation.ask import Asked, ask
 from ..evaluation.metrics import Evaluation
+from .compiling import eagerly
 from .config import RunConfig
 from .trainers import tokenise
 
@@ -50,9 +51,10 @@ class Scorer:
             self.config.kind, table, self.config.columns, self.examples[name], self.trainer.plain_collator, self.names
         )
         total = len(table) * (2 if full and self.config.task == "multiple-choice" else 1)
-        with tqdm(
+        bar = tqdm(
             total=total, desc=title, unit="row", file=sys.stderr, leave=False, disable=not self.trainer.is_world_process_zero()
-        ) as bar:
+        )
+        with eagerly(self.config.compile), bar:
             return ask(
                 asked, self.trainer.model, self.processor, batch_size=self.config.batch_size, choices=full, tick=bar.update
             )  # fmt: skip

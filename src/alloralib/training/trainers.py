@@ -26,6 +26,7 @@ from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsag
 from ..adapters.methods import optimizer_groups
 from ..errors import ConfigError, TrainingError, did_you_mean
 from .batches import BucketBatches, lengths_of
+from .compiling import eagerly, too_small
 from .config import DEFAULT_EPOCHS, RunConfig
 from .head import score_labels_only
 from .processes import on_cpu
@@ -42,9 +43,11 @@ class RunTrainer:
         where: how to find training row i again, for errors.
         rule_metrics: looks at the rule, notes what it sees per layer, and gives what goes into the log.
         interrupted: whether a signal ends the run early.
+        compiles: whether blocks of the model are compiled.
     """
 
     interrupted = False
+    compiles = False
     plain_collator: Callable[[list[Any]], Any]
     run: RunState
     validate: Callable[[], dict[str, float]] | None
@@ -74,7 +77,8 @@ class RunTrainer:
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass; the batch's row numbers are kept for an error."""
         self._rows = [int(row) for row in inputs.pop("row")]
-        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        with eagerly(self.compiles and too_small(len(self._rows), self.args.train_batch_size)):
+            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         if not torch.isfinite(loss):
             self._stop(f"the loss is {loss.item()}")
         return loss
@@ -234,6 +238,7 @@ def make_trainer(
         callbacks=callbacks,
         optimizers=(optimizer, None),
     )
+    trainer.compiles = config.compile
     trainer.remove_callback(PrinterCallback)
     if config.is_language:
         trainer.train_dataset = _columns(trainer.train_dataset)
