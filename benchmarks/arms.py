@@ -160,9 +160,7 @@ def _adapted(name: str, model: Any, r: int) -> Any:
 
 
 def _loralib(linear: nn.Linear, r: int) -> nn.Module:
-    import loralib
-
-    layer = loralib.Linear(
+    layer = importlib.import_module(PEERS["loralib"]).Linear(
         linear.in_features, linear.out_features, r=r, lora_alpha=r, merge_weights=False,
         bias=linear.bias is not None, dtype=linear.weight.dtype,
     )  # fmt: skip
@@ -171,9 +169,9 @@ def _loralib(linear: nn.Linear, r: int) -> nn.Module:
 
 
 def _litgpt(linear: nn.Linear, r: int) -> nn.Module:
-    from litgpt.lora import LoRALinear
-
-    layer = LoRALinear(linear.in_features, linear.out_features, r=r, lora_alpha=r, bias=linear.bias is not None)
+    layer = importlib.import_module(PEERS["litgpt"]).LoRALinear(
+        linear.in_features, linear.out_features, r=r, lora_alpha=r, bias=linear.bias is not None
+    )
     layer.linear = linear
     return layer.to(linear.weight.dtype)
 

@@ -55,7 +55,8 @@ def stack_config(width: int, layers: int) -> LlamaConfig:
 def stack(width: int, layers: int, rows: int, length: int, dtype: str) -> tuple[Any, Batch]:
     """Layers from the middle of a model: their input wants a gradient."""
     torch.manual_seed(0)
-    model = LlamaModel(stack_config(width, layers)).to(DTYPES[dtype])
+    model: Any = LlamaModel(stack_config(width, layers))
+    model.to(DTYPES[dtype])
     hidden = torch.randn(rows, length, width).to(DTYPES[dtype]).requires_grad_(True)
     return model, {"inputs_embeds": hidden, "use_cache": False}
 

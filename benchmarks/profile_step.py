@@ -19,7 +19,7 @@ BASE, LOGITS, ATTENTION, OTHERS = "frozen linear layers", "logits and loss", "at
 H, OUT, P = "H = X Aᵀ", "Y += H Bᵀ", "P = G [sB, B]"
 GRAD_B, GRAD_A, GRAD_X = "for B: Gᵀ H", "for A: Pᵀ X", "for X: += P A"
 RULE, NODE, OPTIMISER = "the rule: norms and scale", "the node's own Python", "optimiser"
-CATEGORIES = (BASE, LOGITS, ATTENTION, OTHERS, H, OUT, P, GRAD_B, GRAD_A, GRAD_X, RULE, NODE, OPTIMISER)
+CATEGORIES: tuple[str, ...] = (BASE, LOGITS, ATTENTION, OTHERS, H, OUT, P, GRAD_B, GRAD_A, GRAD_X, RULE, NODE, OPTIMISER)
 _PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::addmm_": 1}
 """Matrix products, and at which argument their two factors begin."""
 
@@ -92,8 +92,8 @@ def _profiled(arm: Any, known: dict[str, int]) -> tuple[dict[str, float], dict[s
     """Seconds and floating-point operations of one step, by category."""
     from torch.profiler import ProfilerActivity, profile
 
-    seconds = dict.fromkeys(CATEGORIES, 0.0)
-    operations = dict.fromkeys(CATEGORIES, 0)
+    seconds: dict[str, float] = dict.fromkeys(CATEGORIES, 0.0)
+    operations: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
     result: list[Any] = []
     passes = {"forward": lambda: result.append(arm.loss()), "backward": lambda: result.pop().backward(), "update": arm.update}
     for phase, run in passes.items():
@@ -111,7 +111,7 @@ def _profiled(arm: Any, known: dict[str, int]) -> tuple[dict[str, float], dict[s
 
 
 def table(record: Record) -> str:
-    """The record as a Markdown table: milliseconds by category, ALLoRA's difference to the limit, and its rate of arithmetic."""
+    """The record as a Markdown table: milliseconds by category, ALLoRA's difference to the limit, its rate of arithmetic."""
     seconds, operations = record["seconds"], record["operations"]["allora"]
     total = sum(seconds["allora"].values())
     lines = [
@@ -121,9 +121,8 @@ def table(record: Record) -> str:
     for c in CATEGORIES:
         frozen, ours, theirs = (seconds[name][c] * 1000 for name in ARMS)
         rate = f"{operations[c] / ours / 1e6:.0f}" if operations[c] else ""
-        lines.append(
-            f"| {c} | {frozen:.1f} ms | {ours:.1f} ms | {ours - frozen:+.1f} | {ours / total / 1000:.1%} | {rate} | {theirs:.1f} ms |"
-        )
+        share = f"{ours / total / 1000:.1%}"
+        lines.append(f"| {c} | {frozen:.1f} ms | {ours:.1f} ms | {ours - frozen:+.1f} | {share} | {rate} | {theirs:.1f} ms |")
     return "\n".join(lines)
 
 

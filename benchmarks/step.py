@@ -57,8 +57,8 @@ def rule(model: Any) -> Callable[[], None]:
     def run() -> None:
         for A, B in factors:
             s = scale(row_norms(A, B), 2.0).unsqueeze(-1)
-            s * B  # what A's gradient is made with
-            B * s  # stands for the gradient of B, which has B's shape
+            _ = s * B  # what A's gradient is made with
+            _ = B * s  # stands for the gradient of B, which has B's shape
 
     return run
 

@@ -15,11 +15,13 @@ from benchmarks.floor import floor
 from benchmarks.models import stack
 
 ROWS, LENGTH, R = 2, 8, 4
+llama_config: Any = LlamaConfig
+bert_config: Any = BertConfig
 
 
 def llama() -> tuple[Any, arms.Batch]:
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = llama_config(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0, attn_implementation="eager",
     )  # fmt: skip
@@ -29,7 +31,7 @@ def llama() -> tuple[Any, arms.Batch]:
 
 def bert() -> tuple[Any, arms.Batch]:
     torch.manual_seed(0)
-    config = BertConfig(
+    config = bert_config(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_labels=3,
         hidden_dropout_prob=0, attention_probs_dropout_prob=0, attn_implementation="eager",
     )  # fmt: skip
