@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .measuring import Record, ratio
+from .measuring import Record, paired, ratio
 from .stacks import SERIES, Point, find
 
 SHORT = {"allora": "ALLoRA", "peft-lora": "PEFT LoRA", "peft-lora-dropout": "with dropout .05", "peft-dora": "PEFT DoRA"}
@@ -76,7 +76,7 @@ def tables(record: Record) -> str:
         for point, result in results:
             seconds, kept = result["seconds"], result["kept"]
             cells = [f"{getattr(point, varied)}", f"{statistics.median(seconds['frozen']) * 1000:.0f} ms"]
-            cells += [f"{result['floor']['ratio']:.3f}", *(f"{ratio(seconds, arm, 'frozen')[1]:.2f}" for arm in SHORT)]
+            cells += [f"{result['floor']['ratio']:.3f}", *(f"{ratio(seconds, arm, 'frozen'):.2f}" for arm in SHORT)]
             cells += [f"{kept['allora'] / kept['peft-lora']:.2f}" if kept else ""]
             lines.append("| " + " | ".join(cells) + " |")
         blocks.append("\n".join(lines))
@@ -105,7 +105,7 @@ def fits(record: Record) -> str:
 
 
 def draw(record: Record, path: Path) -> None:
-    """Times the limit by width, depth, rank and tokens: lines are arms, bars the quartiles, dashes the floor."""
+    """Times the limit by width, depth, rank and tokens: lines are arms, bars the quartiles over rounds."""
     from matplotlib.figure import Figure  # no pyplot: no window, no global state
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -113,7 +113,7 @@ def draw(record: Record, path: Path) -> None:
         results = measured(record, series)
         x = [getattr(point, series) for point, _ in results]
         for k, (arm, title) in enumerate(SHORT.items()):
-            low, middle, high = zip(*(ratio(r["seconds"], arm, "frozen") for _, r in results), strict=True)
+            low, middle, high = zip(*(paired(r["seconds"], arm, "frozen") for _, r in results), strict=True)
             spread: Any = [np.subtract(middle, low), np.subtract(high, middle)]
             axes.errorbar(x, middle, yerr=spread, fmt="o-", ms=4, lw=1.4, color=f"C{k}", label=title)
         axes.plot(x, [r["floor"]["ratio"] for _, r in results], "--", lw=1, color="0.4", label="ALLoRA's arithmetic")

@@ -47,7 +47,12 @@ def alternate(steps: dict[str, Callable[[], Any]], rounds: int, warmup: int) -> 
     return seconds
 
 
-def ratio(seconds: dict[str, list[float]], arm: str, other: str) -> tuple[float, float, float]:
+def ratio(seconds: dict[str, list[float]], arm: str, other: str) -> float:
+    """Median of one arm over the median of another."""
+    return statistics.median(seconds[arm]) / statistics.median(seconds[other])
+
+
+def paired(seconds: dict[str, list[float]], arm: str, other: str) -> tuple[float, float, float]:
     """Lower quartile, median and upper quartile over the rounds of (arm / other), each ratio within one round."""
     low, middle, high = quartiles([a / b for a, b in zip(seconds[arm], seconds[other], strict=True)])
     return low, middle, high

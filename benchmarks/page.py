@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from . import growth, memory, profile_step, stacks, step
-from .measuring import Record, ratio, read
+from .measuring import Record, paired, ratio, read
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "speed.md"
@@ -31,9 +31,9 @@ Made from the records in `benchmarks/records` by `python -m benchmarks.page`; `m
 
 The **limit** is the frozen model: its forward pass and its backward pass to the inputs only. Whatever is trained through it
 costs at least that. All arms run in one process and take turns, round by round, each round beginning with another arm; a ratio
-is taken within a round, and the figures are medians over the rounds. An arm is one forward pass, one backward pass and one
-AdamW step; model, loss, batch and optimiser are the same for all, the adapted layers differ. alpha = r everywhere.
-*ALLoRA takes* is its time over that arm's: below 1, ALLoRA is faster.
+is one of medians over the rounds. An arm is one forward pass, one backward pass and one AdamW step; model, loss, batch and
+optimiser are the same for all, the adapted layers differ. alpha = r everywhere. *ALLoRA takes* is its time over that arm's:
+below 1, ALLoRA is faster.
 
 The **floor** counts the floating-point operations of ALLoRA's narrow products and of the row norms over those of the limit
 (`benchmarks/floor.py`): what the ratio to the limit would be if an operation took the same time in a product of width 16 as in
@@ -58,32 +58,30 @@ def readme(text: str) -> str:
 
 def targets() -> str:
     """What was to be reached, and what was."""
-    rows: list[tuple[str, float, float, str]] = []
+    rows: list[tuple[str, float, float, str, str]] = []
+
+    def timed(what: str, most: float, seconds: dict[str, list[float]], other: str, bound: str = "") -> None:
+        low, _, high = paired(seconds, "allora", other)
+        rows.append((what, most, ratio(seconds, "allora", other), f"{low:.2f} to {high:.2f}", bound))
+
     if record := read("step"):
-        of = {name: ratio(record["seconds"], "allora", name)[1] for name in record["seconds"]}
-        rows += [
-            ("step, SmolLM2-135M, of the limit", 1.08, of["frozen"], f"{record['floor']['ratio']:.3f}"),
-            ("step, SmolLM2-135M, of PEFT LoRA", 0.95, of["peft-lora"], ""),
-            ("step, SmolLM2-135M, of PEFT LoRA with dropout .05", 0.75, of["peft-lora-dropout"], ""),
-            ("step, SmolLM2-135M, of PEFT DoRA", 0.68, of["peft-dora"], ""),
-            ("the rule (norms, scale), of ALLoRA's step", 0.01, step.rule_share(record), ""),
-        ]
-    wide = stacks.Point(width=2048)
-    if (record := read("stacks")) and (result := stacks.find(record, wide)):
-        measured = ratio(result["seconds"], "allora", "frozen")[1]
-        rows.append(("step, hidden size 2048, of the limit", 1.05, measured, f"{result['floor']['ratio']:.3f}"))
+        seconds = record["seconds"]
+        timed("step, SmolLM2-135M, of the limit", 1.08, seconds, "frozen", f"{record['floor']['ratio']:.3f}")
+        timed("step, SmolLM2-135M, of PEFT LoRA", 0.95, seconds, "peft-lora")
+        timed("step, SmolLM2-135M, of PEFT LoRA with dropout .05", 0.75, seconds, "peft-lora-dropout")
+        timed("step, SmolLM2-135M, of PEFT DoRA", 0.68, seconds, "peft-dora")
+        rows.append(("the rule (norms, scale), of ALLoRA's step", 0.01, step.rule_share(record), "", ""))
+    if (record := read("stacks")) and (result := stacks.find(record, stacks.Point(width=2048))):
+        timed("step, hidden size 2048, of the limit", 1.05, result["seconds"], "frozen", f"{result['floor']['ratio']:.3f}")
     if record := read("memory"):
         kept = {name: arm["kept"] for name, arm in record["arms"].items()}
-        rows += [
-            ("kept for the backward, of PEFT LoRA", 1.0, kept["allora"] / kept["peft-lora"], ""),
-            ("kept for the backward, of PEFT LoRA with dropout", 0.7, kept["allora"] / kept["peft-lora-dropout"], ""),
-        ]
-    lines = ["## Targets", "", "| what | at most | measured | floor | reached |", "|---|---|---|---|---|"]
-    for what, most, value, bound in rows:
+        for most, other, name in ((1.0, "peft-lora", "PEFT LoRA"), (0.7, "peft-lora-dropout", "PEFT LoRA with dropout")):
+            rows.append((f"kept for the backward, of {name}", most, kept["allora"] / kept[other], "", ""))
+    lines = ["## Targets", "", "| what | at most | measured | quartiles over rounds | floor | reached |", "|---" * 6 + "|"]
+    for what, most, value, spread, bound in rows:
         digits = ".2%" if most < 0.1 else ".3f"
-        lines.append(f"| {what} | {most:g} | {value:{digits}} | {bound} | {'yes' if value <= most else '**no**'} |")
-    missed = [row for row in rows if row[2] > row[1]]
-    if missed and (record := read("profile")):
+        lines.append(f"| {what} | {most:g} | {value:{digits}} | {spread} | {bound} | {'yes' if value <= most else '**no**'} |")
+    if any(value > most for _, most, value, *_ in rows) and (record := read("profile")):
         worst = ", ".join(f"{name} ({share:+.1%})" for name, share in profile_step.heaviest(record)[:4])
         lines += ["", f"Where the time above the limit goes, as shares of the limit: {worst}. The whole list is below."]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ forward and backward to its inputs, is the limit: whatever is trained through it
     python -m benchmarks.step                                      SmolLM2-135M, float32, 4 x 128 tokens
     python -m benchmarks.step --dtype bfloat16 --record step_bf16
     python -m benchmarks.step --model minilm --rows 16 --length 64 --record minilm
+    python -m benchmarks.step --arms peft-lora --record scratch    a quick look: the limit, ALLoRA and one more
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ NAMES = {"smollm2": "SmolLM2-135M", "minilm": "MiniLM-L6, 77 classes"}
 README = ("frozen", "allora", "peft-lora", "peft-lora-dropout", "peft-dora", "loralib", "litgpt", "full")
 
 
-def measure(model: str, dtype: str, rows: int, length: int, r: int, rounds: int, warmup: int) -> Record:
-    """Seconds of every arm in every round, of the rule alone, and the arithmetic's floor."""
+def measure(
+    model: str, dtype: str, rows: int, length: int, r: int, rounds: int, warmup: int, only: tuple[str, ...] = ()
+) -> Record:
+    """Seconds of every arm (or the limit, ALLoRA and `only` some) in every round, of the rule alone, and the floor."""
     from .arms import TITLES, build_all, missing
     from .floor import floor
     from .models import MODELS
@@ -29,6 +32,8 @@ def measure(model: str, dtype: str, rows: int, length: int, r: int, rounds: int,
     base, batch = MODELS[model](rows, length, dtype)
     absent = missing()
     names = [name for name in TITLES if name not in absent and (model == "smollm2" or name != "allora-chunked")]
+    if only:
+        names = [name for name in names if name in ("frozen", "allora", *only)]
     arms = build_all(names, base, batch, r)
     bound = floor(base, rows, length, r, inputs_want=False)
     del base
@@ -64,9 +69,8 @@ def rule(model: Any) -> Callable[[], None]:
 
 
 def rule_share(record: Record) -> float:
-    """Median share of the rule in ALLoRA's step."""
-    seconds = {"rule": record["rule_seconds"], "allora": record["seconds"]["allora"]}
-    return ratio(seconds, "rule", "allora")[1]
+    """The rule's median over the median of ALLoRA's step."""
+    return ratio({"rule": record["rule_seconds"], **record["seconds"]}, "rule", "allora")
 
 
 def table(record: Record, only: tuple[str, ...] = ()) -> str:
@@ -79,8 +83,8 @@ def table(record: Record, only: tuple[str, ...] = ()) -> str:
         if name not in seconds or (only and name not in only):
             continue
         low, middle, high = (_seconds(value) for value in quartiles(seconds[name]))
-        share = "" if name == "allora" else f"{ratio(seconds, 'allora', name)[1]:.2f} of it"
-        limit = ratio(seconds, name, "frozen")[1]
+        share = "" if name == "allora" else f"{ratio(seconds, 'allora', name):.2f} of it"
+        limit = ratio(seconds, name, "frozen")
         lines.append(f"| {title} | {middle} | {low} to {high} | {limit:.2f} | {share} |")
     return "\n".join(lines)
 
@@ -99,8 +103,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--record", default="step", help="name of the record to write")
+    parser.add_argument("--arms", nargs="*", default=(), help="beside the limit and ALLoRA; default all")
     a = parser.parse_args()
-    record = measure(a.model, a.dtype, a.rows, a.length, a.r, a.rounds, a.warmup)
+    record = measure(a.model, a.dtype, a.rows, a.length, a.r, a.rounds, a.warmup, tuple(a.arms))
     write(record, RECORDS / f"{a.record}.json")
     print(record["what"], table(record), f"the rule alone: {rule_share(record):.2%} of ALLoRA's step", sep="\n\n")
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from alloralib import fast_paths
-from benchmarks import arms, measuring
+from benchmarks import arms, growth, measuring, page, profile_step, stacks, step
 from benchmarks.floor import floor
 from benchmarks.models import stack
 
@@ -138,7 +138,9 @@ def test_steps_take_turns() -> None:
     seconds = measuring.alternate({name: lambda name=name: order.append(name) for name in "abc"}, rounds=2, warmup=1)
     assert "".join(order) == "abcbcacab"
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2, "c": 2}
-    assert measuring.ratio({"a": [1.0, 4.0, 9.0], "b": [1.0, 2.0, 3.0]}, "a", "b")[1] == 2.0
+    times = {"a": [1.0, 4.0, 9.0], "b": [1.0, 1.0, 3.0]}
+    assert measuring.ratio(times, "a", "b") == 4.0
+    assert measuring.paired(times, "a", "b")[1] == 3.0
 
 
 def test_unfused_runs_unfused() -> None:
@@ -153,3 +155,85 @@ def test_unfused_runs_unfused() -> None:
     assert siblings.fused()
     with fast_paths(fused=False):
         assert not siblings.fused()
+
+
+def test_the_page_and_the_readme_are_the_records() -> None:
+    assert page.PAGE.read_text(encoding="utf-8") == page.page()
+    text = page.README.read_text(encoding="utf-8")
+    assert page.readme(text) == text
+    assert page.PICTURE.is_file() == (measuring.read("stacks") is not None)
+
+
+def test_the_record_shows_what_is_promised() -> None:
+    """Below PEFT LoRA with dropout and below DoRA; a record is committed, so this times nothing."""
+    record = measuring.read("step")
+    assert record is not None
+    for peer in ("peft-lora-dropout", "peft-dora"):
+        assert measuring.ratio(record["seconds"], "allora", peer) < 1
+
+
+def made_up(slope: float) -> measuring.Record:
+    """A record in which ALLoRA costs 1 ms per layer and `slope` seconds per GFLOP more than the limit."""
+    points: list[measuring.Record] = []
+    for point in stacks.points(None):
+        gflop = 1e-3 * point.r * point.tokens * point.width * point.layers / 1024
+        limit = 1e-9 * point.tokens * point.width**2 * point.layers
+        more = 1e-3 * point.layers + slope * gflop
+        points.append(
+            stacks.asdict(point)
+            | {
+                "floor": {"frozen": 1, "adapters": gflop * 1e9, "rule": 0, "ratio": 1.05},
+                "kept": {"allora": 5, "peft-lora": 10},
+                "seconds": {"frozen": [limit] * 3} | {arm: [limit + more] * 3 for arm in growth.SHORT},
+            }
+        )
+    return {"what": "made up", **measuring.environment(), "points": points}
+
+
+def test_fits_find_what_is_there(tmp_path) -> None:
+    record = made_up(slope=0.02)
+    a, b, error = growth.cost(record, "allora")
+    assert (a, b) == pytest.approx((1e-3, 0.02), rel=1e-6)
+    assert error < 1e-6
+    assert growth.exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    assert growth.exponent([1, 2, 4], [3, -1, 48]) is None
+    text = growth.fits(record)
+    assert "| hidden size | 2.00 |" in text
+    assert "| tokens | 1.00 |" in text
+    assert growth.tables(record).count("\n| 1024 |") == 3  # among widths in both dtypes, and tokens
+    growth.draw(record, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("phase", "name", "shapes", "what"),
+    [
+        ("forward", "aten::mm", [[512, 576], [576, 1536]], profile_step.BASE),
+        ("forward", "aten::mm", [[512, 576], [576, 48]], profile_step.H),
+        ("forward", "aten::addmm_", [[512, 1536], [512, 16], [16, 1536]], profile_step.OUT),
+        ("backward", "aten::mm", [[512, 1536], [1536, 32]], profile_step.P),
+        ("backward", "aten::mm", [[1536, 512], [512, 16]], profile_step.GRAD_B),
+        ("backward", "aten::mm", [[48, 512], [512, 576]], profile_step.GRAD_A),
+        ("backward", "aten::addmm_", [[512, 576], [512, 48], [48, 576]], profile_step.GRAD_X),
+        ("backward", "aten::addmm_", [[512, 576], [512, 1536], [1536, 576]], profile_step.BASE),
+        ("backward", "aten::mm", [[16, 576], [576, 16]], profile_step.RULE),
+        ("backward", "aten::mm", [[576, 16], [16, 16]], profile_step.RULE),
+        ("backward", "aten::mul", [[576, 1], [576, 16]], profile_step.RULE),
+        ("backward", "aten::mul", [[4, 128, 576], [576]], profile_step.OTHERS),
+        ("forward", "aten::mm", [[512, 576], [576, 49152]], profile_step.LOGITS),
+        ("update", "aten::mul_", [[16, 576], []], profile_step.OPTIMISER),
+    ],
+)
+def test_operations_have_names(phase: str, name: str, shapes: Any, what: str) -> None:
+    assert profile_step.category(phase, name, shapes, tokens=512, r=16, vocabulary=49152) == what
+
+
+def test_the_rule_alone_is_taken_over_all_layers(monkeypatch) -> None:
+    from alloralib.ops import scale
+
+    arm = arms.build("allora", *llama(), R)
+    norms: list[torch.Size] = []
+    real = scale.row_norms
+    monkeypatch.setattr(scale, "row_norms", lambda A, B: norms.append(B.shape) or real(A, B))
+    step.rule(arm.model)()
+    assert len(norms) == len(arms.linear_names(llama()[0])) == 14
