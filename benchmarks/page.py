@@ -94,7 +94,7 @@ def _steps() -> list[str]:
         if record := read(name):
             notes = (
                 f"Floor {record['floor']['ratio']:.3f}; the rule alone takes {step.rule_share(record):.2%} of ALLoRA's step. "
-                f"{record['rounds']} rounds on {_machine(record)}."
+                f"Rounds: {record['rounds']}, on {_machine(record)}."
             )
             parts.append(f"## {title}\n\n{_sentence(record['what'])}.\n\n{step.table(record)}\n\n{notes}")
     if parts:
@@ -119,7 +119,9 @@ def _profile() -> str:
         return ""
     about = (
         f"{_sentence(record['what'])}, by torch's profiler, whose own cost is in it; medians over {record['rounds']} steps. "
-        "GFLOP/s is the rate of ALLoRA's products: what is far below the frozen layers' rate keeps the step from its floor."
+        "GFLOP/s is the rate of ALLoRA's products: what is far below the frozen layers' rate keeps the step from its floor. "
+        "The fused node's Python is an operation to the profiler, and carries the profiler's cost of what is within; PEFT's "
+        "Python is none, and is not seen."
     )
     return f"## Where the time goes\n\n{about}\n\n{profile_step.table(record)}"
 

@@ -51,7 +51,7 @@ def category(phase: str, name: str, shapes: list[list[int]], *, tokens: int, r: 
     factors = product(name, shapes)
     if factors is not None:
         m, k, n = factors
-        if len(narrow & set(factors)) > 1 or (m in narrow and n in narrow):
+        if sum(side in narrow for side in factors) > 1:  # A A^T, and B with it
             return RULE
         if k in narrow:
             return OUT if phase == "forward" else GRAD_X
