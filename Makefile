@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+BENCH := $(BIN)/python -m benchmarks
 
 # Nothing here asks a model hub for anything.
 export HF_HUB_OFFLINE := 1
@@ -52,9 +53,19 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-## bench: one training step of every method, measured in turn; writes benchmarks/records/step.json
-bench: $(INSTALLED)
-	$(BIN)/python benchmarks/step.py
+$(VENV)/.peers: $(INSTALLED) benchmarks/peers.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/peers.txt
+	@touch $@
+
+## bench: every method's step, memory and growth, measured in turn; writes benchmarks/records and docs/speed.md
+bench: $(VENV)/.peers
+	$(BENCH).step
+	$(BENCH).step --dtype bfloat16 --rounds 7 --record step_bf16
+	$(BENCH).step --model minilm --rows 16 --length 64 --rounds 25 --record minilm
+	$(BENCH).memory
+	$(BENCH).profile_step
+	$(BENCH).stacks
+	$(BENCH).page
 
 ## clean: remove the environment and what the tools leave
 clean:

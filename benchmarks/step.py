@@ -1,158 +1,113 @@
-"""One training step on SmolLM2-135M, every arm in turn, in one process: `make bench`.
+"""One training step on a real model, every arm in turn, in one process.
 
-The arms alternate round by round, so that a slow minute of the machine hits all of them. A round is one forward pass, one
-backward pass and one optimiser step on the same batch. The frozen model, forward and backward to its inputs, is the
-limit: whatever is trained through it costs at least that.
+A round is, for each arm, one forward pass, one backward pass and one optimiser step on the same batch. The frozen model,
+forward and backward to its inputs, is the limit: whatever is trained through it costs at least that.
 
-    python benchmarks/step.py                  measure, write the record, print the table
-    python benchmarks/step.py --table          print the table of the committed record
+    python -m benchmarks.step                                      SmolLM2-135M, float32, 4 x 128 tokens
+    python -m benchmarks.step --dtype bfloat16 --record step_bf16
+    python -m benchmarks.step --model minilm --rows 16 --length 64 --record minilm
+    python -m benchmarks.step --arms peft-lora --record scratch    a quick look: the limit, ALLoRA and one more
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import gc
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-RECORD = Path(__file__).parent / "records" / "step.json"
-TITLES = {
-    "frozen": "frozen model (the limit)",
-    "allora": "**alloralib, ALLoRA**",
-    "peft-lora": "PEFT LoRA, dropout 0",
-    "peft-lora-dropout": "PEFT LoRA, dropout .05",
-    "peft-dora": "PEFT DoRA",
-    "full": "full fine-tuning",
-}
-LEARNING_RATE = 1e-4
+from .measuring import RECORDS, Record, alternate, environment, quartiles, ratio, write
+
+NAMES = {"smollm2": "SmolLM2-135M", "minilm": "MiniLM-L6, 77 classes"}
+README = ("frozen", "allora", "peft-lora", "peft-lora-dropout", "peft-dora", "loralib", "litgpt", "full")
 
 
-def build_arms(base: Any, r: int, batch: Any) -> dict[str, Callable[[], None]]:
-    """One step of each arm. Adapted models share no weights, so that no arm warms another's memory."""
-    import torch
-    from peft import LoraConfig, get_peft_model
+def measure(
+    model: str, dtype: str, rows: int, length: int, r: int, rounds: int, warmup: int, only: tuple[str, ...] = ()
+) -> Record:
+    """Seconds of every arm (or the limit, ALLoRA and `only` some) in every round, of the rule alone, and the floor."""
+    from .arms import TITLES, build_all, missing
+    from .floor import floor
+    from .models import MODELS
 
-    from alloralib import AlloraConfig
-
-    ids, labels = batch
-
-    def trained(model: Any) -> Callable[[], None]:
-        model.train()
-        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
-
-        def step() -> None:
-            model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-
-        return step
-
-    def frozen() -> Callable[[], None]:
-        model = copy.deepcopy(base).train().requires_grad_(False)
-        inputs = model.get_input_embeddings()(ids).requires_grad_(True)
-
-        def step() -> None:
-            model(inputs_embeds=inputs, labels=labels, use_cache=False).loss.backward()
-            inputs.grad = None
-
-        return step
-
-    def adapted(config: Any) -> Callable[[], None]:
-        torch.manual_seed(0)
-        return trained(get_peft_model(copy.deepcopy(base), config))
-
-    linear = {"r": r, "target_modules": "all-linear"}
-    return {
-        "frozen": frozen(),
-        "allora": adapted(AlloraConfig(**linear)),
-        "peft-lora": adapted(LoraConfig(lora_alpha=r, **linear)),
-        "peft-lora-dropout": adapted(LoraConfig(lora_alpha=r, lora_dropout=0.05, **linear)),
-        "peft-dora": adapted(LoraConfig(lora_alpha=r, use_dora=True, **linear)),
-        "full": trained(copy.deepcopy(base)),
-    }
-
-
-def measure(rounds: int, warmup: int, rows: int, tokens: int, r: int) -> dict[str, Any]:
-    """Seconds of every arm in every round, and where and with what they were taken."""
-    import peft
-    import torch
-    import transformers
-
-    import alloralib
-    from alloralib.training.models import load_model, locate
-
-    base = load_model(locate("smollm2-135m"), task="causal-lm", labels=None, dtype=torch.float32, pad_token_id=None)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, base.config.vocab_size, (rows, tokens), generator=generator)
-    arms = build_arms(base, r, (ids, ids))
+    base, batch = MODELS[model](rows, length, dtype)
+    absent = missing()
+    names = [name for name in TITLES if name not in absent and (model == "smollm2" or name != "allora-chunked")]
+    if only:
+        names = [name for name in names if name in ("frozen", "allora", *only)]
+    arms = build_all(names, base, batch, r)
+    bound = floor(base, rows, length, r, inputs_want=False)
     del base
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    gc.disable()
-    for turn in range(warmup + rounds):
-        for name, step in arms.items():
-            start = time.perf_counter()
-            step()
-            if turn >= warmup:
-                seconds[name].append(round(time.perf_counter() - start, 5))
-        gc.collect()
-        print(f"round {turn + 1} of {warmup + rounds}", end="\r", flush=True)
-    print()
+    steps: dict[str, Callable[[], Any]] = {name: arm.step for name, arm in arms.items()}
+    seconds = alternate(steps | {"rule": rule(arms["allora"].model)}, rounds, warmup)
+    what = f"training step, {NAMES[model]}, {dtype}, {rows} x {length} tokens, r = {r}, all linear layers, AdamW"
     return {
-        "what": f"training step, SmolLM2-135M, float32, {rows} x {tokens} tokens, r = {r}, all linear layers, AdamW",
-        "command": f"python benchmarks/step.py --rounds {rounds} --warmup {warmup} --rows {rows} --tokens {tokens} --r {r}",
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {
-            "python": platform.python_version(),
-            "alloralib": alloralib.__version__,
-            "torch": torch.__version__,
-            "peft": peft.__version__,
-            "transformers": transformers.__version__,
-        },
+        "what": what,
+        "rounds": rounds,
+        **environment(),
+        "absent": absent,
+        "floor": bound.record(),
+        "rule_seconds": seconds.pop("rule"),
         "seconds": seconds,
     }
 
 
-def ratios(record: dict[str, Any], arm: str) -> dict[str, float]:
-    """Median over the rounds of (arm / other), each ratio within one round."""
+def rule(model: Any) -> Callable[[], None]:
+    """What ALLoRA adds to LoRA in one step, alone: row norms, scale, and the two products with it, for every layer."""
+    from alloralib.adapters.layers import Linear
+    from alloralib.ops.scale import row_norms, scale
+
+    pairs = [m.adapter_parameters("default") for m in model.modules() if isinstance(m, Linear)]
+    factors = [(A.detach(), B.detach()) for A, B in pairs]
+
+    def run() -> None:
+        for A, B in factors:
+            s = scale(row_norms(A, B), 2.0).unsqueeze(-1)
+            _ = s * B  # what A's gradient is made with
+            _ = B * s  # stands for the gradient of B, which has B's shape
+
+    return run
+
+
+def rule_share(record: Record) -> float:
+    """The rule's median over the median of ALLoRA's step."""
+    return ratio({"rule": record["rule_seconds"], **record["seconds"]}, "rule", "allora")
+
+
+def table(record: Record, only: tuple[str, ...] = ()) -> str:
+    """The record as a Markdown table, of all arms or of some."""
+    from .arms import TITLES
+
     seconds = record["seconds"]
-    return {other: statistics.median(a / b for a, b in zip(seconds[arm], seconds[other], strict=True)) for other in seconds}
-
-
-def table(record: dict[str, Any]) -> str:
-    """The record as a Markdown table."""
     lines = ["| step of | median | quartiles | times the limit | ALLoRA takes |", "|---|---|---|---|---|"]
-    ours = ratios(record, "allora")
     for name, title in TITLES.items():
-        values = record["seconds"][name]
-        low, middle, high = statistics.quantiles(values, n=4)
-        share = "" if name == "allora" else f"{ours[name]:.2f} of it"
-        lines.append(f"| {title} | {middle:.2f} s | {low:.2f} to {high:.2f} | {ratios(record, name)['frozen']:.2f} | {share} |")
+        if name not in seconds or (only and name not in only):
+            continue
+        low, middle, high = (_seconds(value) for value in quartiles(seconds[name]))
+        share = "" if name == "allora" else f"{ratio(seconds, 'allora', name):.2f} of it"
+        limit = ratio(seconds, name, "frozen")
+        lines.append(f"| {title} | {middle} | {low} to {high} | {limit:.2f} | {share} |")
     return "\n".join(lines)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print the table of the committed record and stop")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--model", choices=NAMES, default="smollm2")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--length", type=int, default=128, help="tokens in each row")
     parser.add_argument("--r", type=int, default=16)
-    parser.add_argument("--output", type=Path, default=RECORD)
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(table(json.loads(arguments.output.read_text(encoding="utf-8"))))
-        return
-    record = measure(arguments.rounds, arguments.warmup, arguments.rows, arguments.tokens, arguments.r)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(record["what"], table(record), sep="\n\n")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--record", default="step", help="name of the record to write")
+    parser.add_argument("--arms", nargs="*", default=(), help="beside the limit and ALLoRA; default all")
+    a = parser.parse_args()
+    record = measure(a.model, a.dtype, a.rows, a.length, a.r, a.rounds, a.warmup, tuple(a.arms))
+    write(record, RECORDS / f"{a.record}.json")
+    print(record["what"], table(record), f"the rule alone: {rule_share(record):.2%} of ALLoRA's step", sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The benchmark suite: `make bench`, or one piece alone, such as `python -m benchmarks.step`."""
