@@ -295,7 +295,7 @@ def table(record: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="print the table of the committed record and stop")
-    parser.add_argument("--data-dir", type=Path, default=os.environ.get("ALLORA_DATA_DIR", "../shared/data"))
+    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("ALLORA_DATA_DIR", "../shared/data")))
     parser.add_argument("--work-dir", type=Path, default=Path("runs/job"), help="rows, adapters and results, kept")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--arms", default=",".join(TITLES), help="allora must be among them")
