@@ -208,29 +208,35 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _once(arm: str, name: str, rows: Path, output: Path, model: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The result of a job, from its file if it is there; a job that was broken off is done again."""
+    """The result of a job, from its file as far as it is there; what was broken off is done again."""
     kept = output.parent / f"{output.name}.json"
     asked = settings | {"rows": settings["rows"][name]}
-    if kept.is_file():
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        if found.pop("settings") != asked:
-            raise SystemExit(f"{kept} was made with other settings: give another --work-dir")
-        return found
-    for old in (output, output.with_name(output.name + ".unfinished")):
-        shutil.rmtree(old, ignore_errors=True)
-    print(f"{name}, repetition {seed + 1}, {arm} ...", end=" ", flush=True)
-    done = run_job(arm, name, rows, output, model, settings["epochs"], seed)
-    print(f"{done['seconds']:.1f} s", end=", ", flush=True)
-    words = [sys.executable, __file__, "--evaluate", name, str(output), str(rows / "test.jsonl"), model]
-    said = subprocess.run(words, capture_output=True, text=True, check=False)
-    if said.returncode:
-        raise SystemExit(f"the evaluation of {output} ended with {said.returncode}:\n{said.stderr[-2000:]}")
-    done |= json.loads(said.stdout.splitlines()[-1])
-    print(f"accuracy {done['accuracy']:.3f}")
-    partial = kept.with_suffix(".partial")
-    partial.write_text(json.dumps(done | {"settings": asked}, indent=1) + "\n", encoding="utf-8")
-    partial.rename(kept)
+    done = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    if done and done["settings"] != asked:
+        raise SystemExit(f"{kept} was made with other settings: give another --work-dir")
+    if not done:
+        for old in (output, output.with_name(output.name + ".unfinished")):
+            shutil.rmtree(old, ignore_errors=True)
+        print(f"{name}, repetition {seed + 1}, {arm} ...", end=" ", flush=True)
+        done = run_job(arm, name, rows, output, model, settings["epochs"], seed) | {"settings": asked}
+        print(f"{done['seconds']:.1f} s", flush=True)
+        _keep(kept, done)
+    if "accuracy" not in done:
+        words = [sys.executable, __file__, "--evaluate", name, str(output), str(rows / "test.jsonl"), model]
+        said = subprocess.run(words, capture_output=True, text=True, check=False)
+        if said.returncode:
+            raise SystemExit(f"the evaluation of {output} ended with {said.returncode}:\n{said.stderr[-2000:]}")
+        done |= json.loads(said.stdout.splitlines()[-1])
+        print(f"{name}, repetition {seed + 1}, {arm}: accuracy {done['accuracy']:.3f}", flush=True)
+        _keep(kept, done)
+    del done["settings"]
     return done
+
+
+def _keep(path: Path, done: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    partial.rename(path)
 
 
 def _check_same_work(done: dict[str, dict[str, Any]], name: str) -> None:
@@ -275,12 +281,10 @@ def table(record: dict[str, Any]) -> str:
     for name, arms in record["jobs"].items():
         for arm, jobs in arms.items():
             found = summary(record, name, arm)
-            beside = (
-                "| | " if arm == "allora" else f"{found['ratio']:.2f} | {found['ratios'][0]:.2f} to {found['ratios'][1]:.2f} "
-            )
+            beside = "|" if arm == "allora" else f"{found['ratio']:.2f} | {found['ratios'][0]:.2f} to {found['ratios'][1]:.2f}"
             inside = "" if arm == "allora" else f"{found['inside']} of {len(jobs)}"
             lines.append(
-                f"| {name}, {jobs[0]['updates']} updates | {TITLES[arm]} | {found['seconds']:.0f} s | {beside}| "
+                f"| {name}, {jobs[0]['updates']} updates | {TITLES[arm]} | {found['seconds']:.0f} s | {beside} | "
                 f"{found['padding']:.1%} | {found['accuracy']:.3f} ({found['low']:.3f} to {found['high']:.3f}) | {inside} |"
             )
     lines += ["", "| set | arm | median seconds by phase |", "|---|---|---|"]
