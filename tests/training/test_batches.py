@@ -1,10 +1,13 @@
 """Batches: every row once an epoch, the same rows for any number of processes, little padding."""
 
+import random
+
+import datasets
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alloralib.training.batches import BucketBatches
+from alloralib.training.batches import POOL, BucketBatches, lengths_of
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=150)
 
@@ -47,9 +50,19 @@ def test_epochs_and_seeds_differ() -> None:
 
 @pytest.mark.parametrize("size", [4, 16])
 def test_padding_is_little(size: int) -> None:
-    import random
-
     rng = random.Random(0)
     rows = [int(rng.lognormvariate(3, 0.6)) + 1 for _ in range(4000)]
-    padded = sum(max(rows[i] for i in batch) * len(batch) for batch in BucketBatches(rows, size, 0))
-    assert padded / sum(rows) < 1.06
+
+    def padding(pool: int) -> float:
+        batches = BucketBatches(rows, size, 0, pool=pool)
+        return sum(max(rows[i] for i in batch) * len(batch) for batch in batches) / sum(rows) - 1
+
+    assert padding(POOL) < 0.05
+    assert padding(1) > 0.5  # and the pool is what does it
+
+
+def test_lengths_are_those_of_the_rows_as_they_are_seen() -> None:
+    rows = datasets.Dataset.from_dict({"input_ids": [[1, 2], [], [3, 4, 5], [6]], "row": [0, 1, 2, 3]})
+    for seen in (rows, rows.select([3, 0, 2]), rows.filter(lambda row: row["row"] != 1)):
+        assert lengths_of(seen) == [len(ids) for ids in seen["input_ids"]]
+    assert lengths_of(rows.select_columns(["row"])) == [1] * 4

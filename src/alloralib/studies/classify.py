@@ -101,7 +101,7 @@ class Run:
         """All epochs; `watch` is called before the first step and after every one."""
         s = self.settings
         torch.manual_seed(s["seed"])  # masks
-        batches = BucketBatches(self.rows["train"].lengths(), s["batch_size"], s["seed"])
+        batches = BucketBatches(self.rows["train"].lengths(), s["batch_size"], s["seed"], pool=50)  # as in the records
         optimizer = make_optimizer(s, self.model)
         steps = len(batches) * s["epochs"]
         schedule = get_scheduler(s["schedule"], optimizer, round(s["warmup"] * steps), steps)

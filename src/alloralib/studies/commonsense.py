@@ -136,7 +136,7 @@ def tune(model: Any, rows: Sequence[Row], settings: Settings, learning_rate: flo
 
     torch.manual_seed(seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    batches = BucketBatches([len(row.ids) for row in rows], settings["batch"], seed)
+    batches = BucketBatches([len(row.ids) for row in rows], settings["batch"], seed, pool=50)  # as in the committed records
     steps = settings["updates"] or ceil(settings["epochs"] * len(batches))
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     schedule = get_scheduler(settings["schedule"], optimiser, settings["warmup"], steps)

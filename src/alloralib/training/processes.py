@@ -14,3 +14,13 @@ def on_cpu() -> bool:
 def is_first() -> bool:
     """Whether this is the process that writes files and speaks."""
     return PartialState(cpu=on_cpu()).is_main_process
+
+
+def all_agree(mine: bool) -> bool:
+    """Whether every process says so; every one has to ask."""
+    state = PartialState(cpu=on_cpu())
+    if state.num_processes == 1:
+        return mine
+    said = torch.tensor([int(mine)], device=state.device)
+    torch.distributed.all_reduce(said, op=torch.distributed.ReduceOp.MIN)
+    return bool(said.item())

@@ -22,6 +22,7 @@ from ..adapters.targets import check_targets
 from ..data.examples import build_examples, collator
 from ..data.parts import load_parts
 from ..data.table import Table
+from ..data.tokens import TokenCache
 from ..errors import ConfigError, DataError, Interrupted, TrainingError
 from ..records import RECORD_FILE, RunRecord
 from .batches import lengths_of
@@ -32,7 +33,7 @@ from .config import DEFAULT_TEST_SHARE, RunConfig
 from .finish import Decorate, Prepared, finish, make_record, tables_of
 from .models import load_model, load_processor, locate
 from .preflight import preflight
-from .processes import is_first
+from .processes import all_agree, is_first
 from .scores import Scorer, describe_labels
 from .state import RunState, set_weights
 from .trainers import check_optimizer, make_trainer, tokenise
@@ -140,12 +141,15 @@ def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> 
             where=config.data, remedy="give --validation-share or --validation-data",
         )  # fmt: skip
     labels = None if config.is_language else describe_labels(config, parts)
-    examples = {
-        name: build_examples(
-            config.kind, table, config.columns, processor=processor, names=labels, max_length=config.max_length
-        )
-        for name, table in tables_of(parts).items()
-    }
+    tables, examples, new = tables_of(parts), {}, []
+    cache = TokenCache(config.kind, config.columns, processor, names=labels, max_length=config.max_length)
+    for name, table in tables.items():
+        examples[name] = cache.read(table)
+        if not all_agree(examples[name] is not None):
+            new.append(name)
+            examples[name] = build_examples(
+                config.kind, table, config.columns, processor=processor, names=labels, max_length=config.max_length
+            )
     torch.manual_seed(config.adapter_seed)  # for the new head of a classifier
     model = load_model(
         path, task=config.kind, labels=labels, dtype=getattr(torch, config.dtype),
@@ -157,13 +161,18 @@ def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> 
     model = get_peft_model(model, adapter_config)
     if config.compile:
         compile_blocks(model)
-    digests = {name: _digest(table) for name, table in tables_of(parts).items()}
+    digests = {name: _digest(table) for name, table in tables.items()}
     run = RunState(space.checkpoints, digests)
     callbacks = [Progress(run, is_first()), Cadence(config, run, parts.validation is not None), interruption]
     collate = None if config.is_language else collator(config.kind, processor)
     trainer = make_trainer(config, model, processor, examples["train"], collate, str(space.working), callbacks)
     interruption.trainer = trainer
     _check_kept(parts.train, trainer.train_dataset, config)
+    examples["train"] = trainer.train_dataset
+    for name in new:
+        if "labels" not in examples[name].column_names:
+            examples[name] = tokenise(trainer, processor, examples[name], name, max_length=config.max_length)
+        cache.write(tables[name], examples[name])
     trainer.run, trainer.where = run, parts.train.where
     trainer.rule_metrics = lambda: _look_at_rule(trainer, run, bool(config.report_to))
     scorer = Scorer(config, trainer, processor, parts, examples, labels)

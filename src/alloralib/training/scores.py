@@ -15,11 +15,13 @@ from ..evaluation.ask import Asked, ask
 from ..evaluation.metrics import Evaluation
 from .compiling import eagerly
 from .config import RunConfig
-from .trainers import tokenise
 
 
 class Scorer:
     """Answers of the model as it is, on the parts of a run's data.
+
+    Args:
+        examples: of every part, as the model takes them.
 
     Attributes:
         majority: share of the most frequent class among the test rows; None where there are no classes.
@@ -29,7 +31,7 @@ class Scorer:
         self, config: RunConfig, trainer: Any, processor: Any, parts: Parts, examples: dict[str, Any], names: list[str] | None
     ) -> None:
         self.config, self.trainer, self.processor, self.parts, self.names = config, trainer, processor, parts, names
-        self.examples = {name: self._prepared(dataset, name) for name, dataset in examples.items() if name != "train"}
+        self.examples = examples
         self.majority = None if names is None else majority_share(labels(parts.test, config.columns.label or "label"))
 
     def test(self, when: str) -> Evaluation:
@@ -40,11 +42,6 @@ class Scorer:
         """Metrics on the validation rows, among them `loss`."""
         assert self.parts.validation is not None
         return self._score(self.parts.validation, "validation", "validating", full=False).metrics
-
-    def _prepared(self, dataset: Any, name: str) -> Any:
-        if not self.config.is_language:
-            return dataset
-        return tokenise(self.trainer, self.processor, dataset, name, max_length=self.config.max_length)
 
     def _score(self, table: Table, name: str, title: str, *, full: bool) -> Evaluation:
         asked = Asked(

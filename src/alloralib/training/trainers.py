@@ -214,14 +214,21 @@ def make_trainer(
     Args:
         model: with its adapter.
         processor: tokenizer or image processor.
-        train: a dataset with a column `row`; for language modelling in TRL's form, which it tokenises.
+        train: a dataset with a column `row`; for language modelling with input_ids and labels, or in TRL's form, which it
+            tokenises.
         collate: for classification; TRL's trainer brings its own.
         directory: for whatever the trainer wants to write.
     """
     arguments = _arguments(config, directory)
     optimizer = None
     if config.is_language:
-        args: Any = SFTConfig(**arguments, max_length=config.max_length)
+        args: Any = SFTConfig(
+            **arguments,
+            max_length=config.max_length,
+            # said, because TRL would conclude it from the training rows, which may have come tokenised
+            completion_only_loss=True,
+            dataset_kwargs={"skip_prepare_dataset": "labels" in train.column_names},
+        )
         cls: Any = LanguageTrainer
     else:
         args, cls = TrainingArguments(**arguments), ClassificationTrainer

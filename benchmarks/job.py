@@ -1,0 +1,327 @@
+"""The whole job, from a file of rows to a saved adapter: `allora train` against the straightforward script.
+
+Three arms, each in a fresh process, in turns that rotate from repetition to repetition:
+
+    allora          `allora train`, ALLoRA, its settings at their defaults but for those that are made equal below
+    plain           `plain_job.py`: transformers' Trainer and PEFT's LoRA at their defaults, all rows padded to the longest
+    plain-dynamic   the same with a collator that pads each batch by itself
+
+Equal in all: the model (SmolLM2-135M-Instruct, float32, converted beforehand), the file, the examples (every row once per
+epoch; drawn anew for every repetition, the same for all arms of it), their tokens, rows per batch, updates, AdamW, peak
+rate, its linear fall without warm-up, clipping at 1, r = 16 on all linear layers. Not equal: the rule; the order of the
+rows; which rows share a batch.
+
+What is timed is the process, from its start to its end, imports included. `allora train` also answers the test rows
+before and after, which the script does not: it gets few of them here, and the seconds of its own phase `evaluate` are
+taken off. Everything else that it does more counts against it: leaks and empty rows looked for, preflight with its
+measured steps, a checkpoint every tenth of the run, the rule's history, curve and card. The cache of tokenised rows is
+off and the cache of `datasets` is empty: every job starts from the text.
+
+Accuracy is taken afterwards, by one evaluator for all arms, which loads the adapter with stock PEFT: on ARC-Easy the
+choice with the largest likelihood, on banking77 a greedy answer that equals the intent's name.
+
+    python benchmarks/job.py --data-dir DIR    do what is not done yet, write the record, print the table
+    python benchmarks/job.py --table           print the table of the committed record
+
+Jobs that are done are kept in `--work-dir` and not done again; another setting needs another directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RECORD = HERE / "records" / "job.json"
+TITLES = {
+    "allora": "**`allora train`**",
+    "plain": "plain script, all rows padded to the longest",
+    "plain-dynamic": "plain script, each batch padded by itself",
+}
+SETS = {"banking77": 640, "arc_easy": 256}
+"""Training rows, so that a job of ours takes some two minutes on two cores."""
+MODEL = "smollm2-135m"
+LEARNING_RATE = 1e-3
+BATCH_SIZE = 16
+OWN_TEST_ROWS = 16
+MAX_NEW_TOKENS = 20
+
+
+def write_rows(name: str, data_dir: Path, directory: Path, train_rows: int, test_rows: int, seed: int) -> None:
+    """train.jsonl, test.jsonl and the few rows of it that `allora train` answers itself; prompt and completion in each."""
+    from alloralib.data.parts import load_parts
+    from alloralib.data.registry import REGISTRY
+
+    known = REGISTRY[name]
+    parts = load_parts(
+        known.kind, known.columns, data=name, data_dir=data_dir, train_rows=train_rows, test_rows=test_rows, data_seed=seed
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    for part, table, count in (
+        ("train", parts.train, train_rows), ("test", parts.test, test_rows), ("own-test", parts.test, OWN_TEST_ROWS)
+    ):  # fmt: skip
+        columns = table.columns
+        if name == "banking77":
+            rows = [
+                {"prompt": f"{text}\nIntent:", "completion": " " + label.replace("_", " ")}
+                for text, label in zip(columns["text"], columns["label"], strict=True)
+            ]
+        else:
+            rows = [
+                {"prompt": prompt, "choices": choices, "answer": answer, "completion": _right(choices, answer)}
+                for prompt, choices, answer in zip(columns["prompt"], columns["choices"], columns["answer"], strict=True)
+            ]
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows[:count])
+        (directory / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _right(choices: list[str], answer: int | str) -> str:
+    return choices[answer] if isinstance(answer, int) else answer
+
+
+def command(arm: str, name: str, rows: Path, output: Path, model: str, epochs: int, seed: int) -> list[str]:
+    """What a user types."""
+    if arm != "allora":
+        dynamic = ["--dynamic-padding"] if arm == "plain-dynamic" else []
+        return [
+            *(sys.executable, str(HERE / "plain_job.py"), "--model", model, "--train", str(rows / "train.jsonl")),
+            *("--output-dir", str(output), "--epochs", str(epochs), "--batch-size", str(BATCH_SIZE)),
+            *("--learning-rate", str(LEARNING_RATE), "--seed", str(seed), *dynamic),
+        ]
+    columns = ("--completion-column", "completion") if name == "banking77" else ()
+    return [
+        *(sys.executable, "-m", "alloralib.cli", "train", "--model", model, "--overwrite"),
+        *("--task", "causal-lm" if name == "banking77" else "multiple-choice", "--prompt-column", "prompt", *columns),
+        *("--data", str(rows / "train.jsonl"), "--test-data", str(rows / "own-test.jsonl"), "--output-dir", str(output)),
+        *("--epochs", str(epochs), "--batch-size", str(BATCH_SIZE), "--learning-rate", str(LEARNING_RATE)),
+        *("--schedule", "linear", "--warmup", "0", "--data-seed", str(seed), "--adapter-seed", str(seed)),
+    ]
+
+
+def run_job(arm: str, name: str, rows: Path, output: Path, model: str, epochs: int, seed: int) -> dict[str, Any]:
+    """Do one job in a process of its own: its seconds, updates and tokens.
+
+    Returns:
+        seconds: of the process, without what `allora train` spends on test rows; phases: as the arm itself takes them.
+    """
+    with tempfile.TemporaryDirectory() as cache, (output.parent / f"{output.name}.log").open("w", encoding="utf-8") as log:
+        environment = os.environ | {"HF_DATASETS_CACHE": cache, "ALLORA_TOKEN_CACHE": "0"}
+        words = command(arm, name, rows, output, model, epochs, seed)
+        start = time.perf_counter()
+        code = subprocess.run(words, env=environment, stdout=log, stderr=log, check=False).returncode
+        wall = time.perf_counter() - start
+    if code:
+        raise SystemExit(f"{arm} on {name} ended with {code}: see {log.name}")
+    if arm == "allora":
+        record = json.loads((output / "record.json").read_text(encoding="utf-8"))
+        phases, data = record["seconds"], record["preflight"]["data"]
+        done = {
+            "updates": len(record["history"]),
+            "tokens": data["tokens"] * epochs,
+            "padded_tokens": data["padded_tokens"] * epochs,
+            "trained_parameters": record["adapter"]["trained_parameters"],
+        }
+    else:
+        done = json.loads((output / "job.json").read_text(encoding="utf-8"))
+        phases = done.pop("seconds")
+        del done["loss"]
+    evaluated = phases.pop("evaluate", 0.0)
+    phases["rest"] = round(wall - evaluated - sum(phases.values()), 3)
+    return done | {"seconds": round(wall - evaluated, 3), "evaluated_seconds": evaluated, "phases": phases}
+
+
+def evaluate(name: str, adapter: Path, test: Path, model: str) -> dict[str, float]:
+    """Share of right answers with its 95 % interval; run in a process of its own."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from alloralib.evaluation.choice import choose
+    from alloralib.evaluation.generation import generate_answers
+    from alloralib.evaluation.metrics import exact_match
+    from alloralib.training.models import load_tokenizer
+
+    torch.manual_seed(0)
+    rows = [json.loads(line) for line in test.read_text(encoding="utf-8").splitlines()]
+    tokenizer = load_tokenizer(model)
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), str(adapter)).eval()
+    prompts = [row["prompt"] for row in rows]
+    if name == "banking77":
+        said = generate_answers(tuned, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, batch_size=32)
+        metrics, key = exact_match(said, [row["completion"] for row in rows]).metrics, "exact_match"
+    else:
+        choices = [row["choices"] for row in rows]
+        answers = [c.index(row["completion"]) for c, row in zip(choices, rows, strict=True)]
+        metrics, key = choose(tuned, tokenizer, prompts, choices, answers, batch_size=16).metrics, "accuracy"
+    return {"accuracy": metrics[key], "low": metrics[f"{key}_low"], "high": metrics[f"{key}_high"]}
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every job that is not done yet, each followed by its evaluation; the record of all."""
+    import datasets
+    import peft
+    import torch
+    import transformers
+    import trl
+
+    import alloralib
+    from alloralib.training.models import locate
+
+    model = locate(MODEL)
+    arms, sets = arguments.arms.split(","), arguments.sets.split(",")
+    settings = {
+        "rows": {name: arguments.rows or SETS[name] for name in sets}, "epochs": arguments.epochs,
+        "test_rows": arguments.test_rows, "learning_rate": LEARNING_RATE, "batch_size": BATCH_SIZE,
+    }  # fmt: skip
+    jobs: dict[str, dict[str, list[dict[str, Any]]]] = {name: {arm: [] for arm in arms} for name in sets}
+    for repetition in range(arguments.repetitions):
+        for name in sets:
+            rows = arguments.work_dir / name / f"rows-{repetition}"
+            write_rows(name, arguments.data_dir, rows, settings["rows"][name], arguments.test_rows, repetition)
+            turn = repetition % len(arms)
+            for arm in arms[turn:] + arms[:turn]:
+                output = arguments.work_dir / name / f"{arm}-{repetition}"
+                jobs[name][arm].append(_once(arm, name, rows, output, model, settings, repetition))
+            _check_same_work({arm: jobs[name][arm][-1] for arm in arms}, name)
+    return {
+        "what": "the whole job, from rows to a saved adapter: SmolLM2-135M-Instruct, float32, r = 16, all linear layers",
+        "command": f"python benchmarks/job.py --repetitions {arguments.repetitions} --epochs {arguments.epochs} "
+        f"--test-rows {arguments.test_rows}" + (f" --rows {arguments.rows}" if arguments.rows else ""),
+        "settings": settings,
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+        "versions": {
+            "python": platform.python_version(),
+            **{lib.__name__: lib.__version__ for lib in (alloralib, torch, peft, transformers, trl, datasets)},
+        },
+        "jobs": jobs,
+    }
+
+
+def _once(arm: str, name: str, rows: Path, output: Path, model: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The result of a job, from its file as far as it is there; what was broken off is done again."""
+    kept = output.parent / f"{output.name}.json"
+    asked = settings | {"rows": settings["rows"][name]}
+    done = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    if done and done["settings"] != asked:
+        raise SystemExit(f"{kept} was made with other settings: give another --work-dir")
+    if not done:
+        for old in (output, output.with_name(output.name + ".unfinished")):
+            shutil.rmtree(old, ignore_errors=True)
+        print(f"{name}, repetition {seed + 1}, {arm} ...", end=" ", flush=True)
+        done = run_job(arm, name, rows, output, model, settings["epochs"], seed) | {"settings": asked}
+        print(f"{done['seconds']:.1f} s", flush=True)
+        _keep(kept, done)
+    if "accuracy" not in done:
+        words = [sys.executable, __file__, "--evaluate", name, str(output), str(rows / "test.jsonl"), model]
+        said = subprocess.run(words, capture_output=True, text=True, check=False)
+        if said.returncode:
+            raise SystemExit(f"the evaluation of {output} ended with {said.returncode}:\n{said.stderr[-2000:]}")
+        done |= json.loads(said.stdout.splitlines()[-1])
+        print(f"{name}, repetition {seed + 1}, {arm}: accuracy {done['accuracy']:.3f}", flush=True)
+        _keep(kept, done)
+    del done["settings"]
+    return done
+
+
+def _keep(path: Path, done: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    partial.rename(path)
+
+
+def _check_same_work(done: dict[str, dict[str, Any]], name: str) -> None:
+    for key in ("updates", "tokens", "trained_parameters"):
+        if len({job[key] for job in done.values()}) > 1:
+            raise SystemExit(f"not the same work on {name}: {key} is { {arm: job[key] for arm, job in done.items()} }")
+
+
+def summary(record: dict[str, Any], name: str, arm: str) -> dict[str, Any]:
+    """Median seconds of an arm, how many times ours that is, and the accuracies beside ours.
+
+    Returns:
+        seconds: median over repetitions; ratio: of the medians; ratios: least and greatest ratio within one repetition;
+        padding: tokens that padding adds, as a share of the others; accuracy, low, high: means over the repetitions;
+        inside: in how many repetitions each accuracy is inside the other's interval.
+    """
+    jobs, ours = record["jobs"][name][arm], record["jobs"][name]["allora"]
+
+    def median(of: list[dict[str, Any]]) -> float:
+        return statistics.median(job["seconds"] for job in of)
+
+    within = [a["seconds"] / b["seconds"] for a, b in zip(jobs, ours, strict=True)]
+    mean = {key: statistics.fmean(job[key] for job in jobs) for key in ("accuracy", "low", "high")}
+    return mean | {
+        "seconds": median(jobs),
+        "ratio": median(jobs) / median(ours),
+        "ratios": (min(within), max(within)),
+        "padding": sum(job["padded_tokens"] for job in jobs) / sum(job["tokens"] for job in jobs) - 1,
+        "inside": sum(
+            a["low"] <= b["accuracy"] <= a["high"] and b["low"] <= a["accuracy"] <= b["high"]
+            for a, b in zip(jobs, ours, strict=True)
+        ),
+    }
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record as Markdown tables: the jobs, and where their time goes."""
+    lines = [
+        "| set | arm | the job takes | times ours | per repetition | padding adds | accuracy | inside each other's interval |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, arms in record["jobs"].items():
+        for arm, jobs in arms.items():
+            found = summary(record, name, arm)
+            beside = "|" if arm == "allora" else f"{found['ratio']:.2f} | {found['ratios'][0]:.2f} to {found['ratios'][1]:.2f}"
+            inside = "" if arm == "allora" else f"{found['inside']} of {len(jobs)}"
+            lines.append(
+                f"| {name}, {jobs[0]['updates']} updates | {TITLES[arm]} | {found['seconds']:.0f} s | {beside} | "
+                f"{found['padding']:.1%} | {found['accuracy']:.3f} ({found['low']:.3f} to {found['high']:.3f}) | {inside} |"
+            )
+    lines += ["", "| set | arm | median seconds by phase |", "|---|---|---|"]
+    for name, arms in record["jobs"].items():
+        for arm, jobs in arms.items():
+            phases = {phase: statistics.median(job["phases"][phase] for job in jobs) for phase in jobs[0]["phases"]}
+            said = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
+            lines.append(f"| {name} | {TITLES[arm]} | {said} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="print the table of the committed record and stop")
+    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("ALLORA_DATA_DIR", "../shared/data")))
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/job"), help="rows, adapters and results, kept")
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--arms", default=",".join(TITLES), help="allora must be among them")
+    parser.add_argument("--rows", type=int, help=f"training rows of every set [{SETS}]")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--test-rows", type=int, default=400)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RECORD)
+    parser.add_argument("--evaluate", nargs=4, metavar=("SET", "ADAPTER", "TEST", "MODEL"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.evaluate:
+        name, adapter, test, model = arguments.evaluate
+        print(json.dumps(evaluate(name, Path(adapter), Path(test), model)))
+        return
+    if arguments.table:
+        print(table(json.loads(arguments.output.read_text(encoding="utf-8"))))
+        return
+    record = measure(arguments)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(record["what"], table(record), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

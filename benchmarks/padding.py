@@ -1,0 +1,144 @@
+"""How many tokens padding adds, at 16 rows a batch, on every registered set that is in the data directory.
+
+    python benchmarks/padding.py --data-dir DIR    count, write the record, print the table
+    python benchmarks/padding.py --table           print the table of the committed record
+
+Nothing is timed and no model runs. Training rows: padded to the longest row of the set; in random batches, each padded to
+its own longest; in the batches of `allora train`; means over five seeds. Test rows: as `allora` evaluates them, sorted by
+length; for multiple choice prompts alone and, beside them, the choices' own tokens after the first, which are computed in
+the same batches behind the prompts' keys and values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RECORD = Path(__file__).parent / "records" / "padding.json"
+BATCH_SIZE = 16
+SEEDS = 5
+MAX_LENGTH = 512
+TOKENIZERS = {"smollm2-135m": "SmolLM2", "minilm-l6": "MiniLM"}
+
+
+def added(lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> float:
+    """Tokens of padding as a share of the others."""
+    return sum(max(lengths[row] for row in batch) * len(batch) for batch in batches) / sum(lengths) - 1
+
+
+def random_batches(rows: int, seed: int) -> list[list[int]]:
+    order = random.Random(seed).sample(range(rows), rows)
+    return [order[start : start + BATCH_SIZE] for start in range(0, rows, BATCH_SIZE)]
+
+
+def token_counts(known: Any, rows: Any, tokenizer: Any) -> list[int]:
+    """Tokens of every row as they are trained on: the text, or prompt, answer and end of text."""
+    from alloralib.data.examples import build_examples
+
+    examples: Any = build_examples(known.kind, rows, known.columns, processor=tokenizer, max_length=MAX_LENGTH)
+    if "input_ids" in examples.column_names:
+        return [len(ids) for ids in examples["input_ids"]]
+    texts = [p + c + tokenizer.eos_token for p, c in zip(examples["prompt"], examples["completion"], strict=True)]
+    return [min(len(ids), MAX_LENGTH) for ids in tokenizer(texts)["input_ids"]]
+
+
+def trained(lengths: list[int]) -> dict[str, float]:
+    """Padding of the training rows by how batches are made."""
+    from alloralib.training.batches import BucketBatches
+
+    everything = [range(len(lengths))]
+    return {
+        "rows": len(lengths),
+        "tokens": sum(lengths),
+        "longest": max(lengths),
+        "set": added(lengths, everything),
+        "random": statistics.fmean(added(lengths, random_batches(len(lengths), seed)) for seed in range(SEEDS)),
+        "buckets": statistics.fmean(
+            added(lengths, BucketBatches(lengths, BATCH_SIZE, seed).global_batches()) for seed in range(SEEDS)
+        ),
+    }
+
+
+def evaluated(known: Any, rows: Any, tokenizer: Any) -> dict[str, float]:
+    """Padding of the test rows as they are answered."""
+    from alloralib.data.choices import questions
+    from alloralib.evaluation.answers import longest_first
+
+    if known.kind != "multiple-choice":
+        lengths = token_counts(known, rows, tokenizer)
+        return {"test": added(lengths, longest_first(lengths, BATCH_SIZE))}
+    asked = questions(rows, known.columns)
+    prompts = [len(ids) for ids in tokenizer([q.prompt for q in asked])["input_ids"]]
+    rest = [[len(ids) - 1 for ids in tokenizer([*q.choices], add_special_tokens=False)["input_ids"]] for q in asked]
+    batches = list(longest_first(prompts, BATCH_SIZE))
+    answers = [[tokens for row in batch for tokens in rest[row]] for batch in batches]
+    padded = sum(max(tokens) * len(tokens) for tokens in answers)
+    return {"test": added(prompts, batches), "choices": padded / max(1, sum(map(sum, answers))) - 1}
+
+
+def measure(data_dir: Path) -> dict[str, Any]:
+    """The padding of every set that is there, by tokenizer."""
+    from alloralib.data.parts import load_parts
+    from alloralib.data.registry import REGISTRY
+    from alloralib.errors import DataError
+    from alloralib.training.models import load_tokenizer, locate
+
+    found: dict[str, dict[str, Any]] = {name: {} for name in TOKENIZERS}
+    for name, known in REGISTRY.items():
+        if known.kind == "image-classification":
+            continue
+        try:
+            parts = load_parts(known.kind, known.columns, data=name, data_dir=data_dir)
+        except DataError:  # not there, or without training rows
+            continue
+        for model in TOKENIZERS:
+            if model == "minilm-l6" and known.kind != "classification":
+                continue
+            tokenizer = load_tokenizer(locate(model))
+            found[model][name] = trained(token_counts(known, parts.train, tokenizer)) | evaluated(known, parts.test, tokenizer)
+    return {
+        "what": f"tokens that padding adds at {BATCH_SIZE} rows a batch, as a share of the others; means over {SEEDS} seeds",
+        "command": "python benchmarks/padding.py",
+        "padding": found,
+    }
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record as a Markdown table."""
+    lines = [
+        "| tokenizer | set | rows | tokens a row | to the longest | random batches | `allora train` | test rows | choices |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for model, sets in record["padding"].items():
+        for name, found in sets.items():
+            choices = f"{found['choices']:.1%}" if "choices" in found else ""
+            lines.append(
+                f"| {TOKENIZERS[model]} | {name} | {found['rows']:,} | {found['tokens'] / found['rows']:.0f} "
+                f"| {found['set']:.0%} | {found['random']:.0%} | {found['buckets']:.1%} | {found['test']:.1%} | {choices} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="print the table of the committed record and stop")
+    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("ALLORA_DATA_DIR", "../shared/data")))
+    parser.add_argument("--output", type=Path, default=RECORD)
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(json.loads(arguments.output.read_text(encoding="utf-8"))))
+        return
+    record = measure(arguments.data_dir)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(record["what"], table(record), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
