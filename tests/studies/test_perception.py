@@ -254,7 +254,11 @@ def optimised(key: dict[str, Any], fits: bool) -> dict[str, Any]:
     cancels = key["arm"] == "gradient" and key["optimiser"] in ("adamw", "adafactor")
     ratio = 1.0 if key["arm"] == "LoRA" or cancels == fits else 2.0
     gain = 0 if key["arm"] == "LoRA" else 4 if fits else -4
-    return {"norms": [0.0, ratio + 0.1 * jitter(key, "arm")], "accuracy": 70 + key["seed"] + jitter(key, "arm") + gain}
+    return {
+        "norms": [0.0, ratio + 0.1 * jitter(key, "arm")],
+        "accuracy": 70 + key["seed"] + jitter(key, "arm") + gain,
+        "train_loss": (0.5 if fits else 3.0) + 0.1 * jitter(key, "arm"),
+    }
 
 
 def sensitive(key: dict[str, Any], fits: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log
 
 from ..reporting.study_curves import draw_optimisers
 from .cells import Cell, Key, Result, Settings, results
@@ -18,6 +19,8 @@ ARMS: dict[str, Settings] = {
 }
 OPTIMISERS = ("sgd", "momentum", "adamw", "adafactor")
 ADAPTIVE = ("adamw", "adafactor")
+CHANCE = log(6)
+"""Cross-entropy of a guess among the six classes of trec and of emotion, in nats."""
 
 
 def plan(settings: Settings) -> list[Key]:
@@ -51,6 +54,8 @@ def judge(cells: Sequence[Cell], settings: Settings) -> list[Finding]:
     """How much larger than LoRA's the norm is after the first steps, and whether the accuracy differs at the end."""
     found = []
     for optimiser in OPTIMISERS:
+        ends = results(cells, "train_loss", optimiser=optimiser, arm="LoRA")
+        found.append(judged(f"{optimiser}-learns", ends, unit=" nats", below=CHANCE, over="seeds"))
         for arm in ("gradient", "update"):
             pairs = zip(*(results(cells, "norms", optimiser=optimiser, arm=a) for a in (arm, "LoRA")), strict=True)
             ratios = [a[1] / b[1] for a, b in pairs]
@@ -67,6 +72,8 @@ def judge(cells: Sequence[Cell], settings: Settings) -> list[Finding]:
 def _claims() -> list[Claim]:
     made = []
     for optimiser in OPTIMISERS:
+        text = f"{optimiser}: LoRA learns at this rate (training loss at the end, chance is {CHANCE:.2f})"
+        made.append(Claim(f"{optimiser}-learns", "check", text, "not measured", by_paper=False))
         for arm in ("gradient", "update"):
             cancels = arm == "gradient" and optimiser in ADAPTIVE
             text = "eta = 2 has no effect on the first steps" if cancels else "eta = 2 speeds up the first steps"
