@@ -57,7 +57,7 @@ $(VENV)/.peers: $(INSTALLED) benchmarks/peers.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/peers.txt
 	@touch $@
 
-## bench: every method's step, memory and growth, measured in turn; writes benchmarks/records and docs/speed.md
+## bench: every method's step, memory and growth, measured in turn, and whole jobs: two hours; writes benchmarks/records, docs/speed.md
 bench: $(VENV)/.peers
 	$(BENCH).step
 	$(BENCH).step --dtype bfloat16 --rounds 7 --record step_bf16
@@ -65,6 +65,10 @@ bench: $(VENV)/.peers
 	$(BENCH).memory
 	$(BENCH).profile_step
 	$(BENCH).stacks
+	$(BENCH).cpu
+	$(BENCH).padding --data-dir $(ALLORA_DATA_DIR)
+	$(BENCH).compile
+	$(BENCH).job --data-dir $(ALLORA_DATA_DIR)
 	$(BENCH).page
 
 ## clean: remove the environment and what the tools leave

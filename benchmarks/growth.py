@@ -22,6 +22,9 @@ CAPTIONS = {
     "compiled": "`torch.compile`, at the centre",
 }
 
+FEWEST, MANY = 3, 10
+"""Points of a series that an exponent takes, and points of all that the fit over all takes."""
+
 
 def measured(record: Record, series: str) -> list[tuple[Point, Record]]:
     """The points of a series that the record has."""
@@ -64,7 +67,7 @@ def tables(record: Record) -> str:
     blocks: list[str] = []
     for series, caption in CAPTIONS.items():
         results = measured(record, series)
-        if not results:
+        if len(results) < 2:
             continue
         varied = {"bfloat16": "width", "compiled": "dtype"}.get(series, series)
         lines = [
@@ -89,12 +92,14 @@ def fits(record: Record) -> str:
     lines = ["| grows with | limit | " + " | ".join(f"{SHORT[arm]}, above it" for arm in arms) + " |", "|---" * 4 + "|"]
     for series, title in VARIED.items():
         results = measured(record, series)
+        if len(results) < FEWEST:
+            continue
         x = [float(getattr(point, series)) for point, _ in results]
         ys = [[statistics.median(r["seconds"]["frozen"]) for _, r in results]]
         ys += [[overhead(r, arm) for _, r in results] for arm in arms]
         cells = ["" if (p := exponent(x, y)) is None else f"{p:.2f}" for y in ys]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    for arm in arms:
+    for arm in arms if len(record["points"]) >= MANY else ():
         a, b, error = cost(record, arm)
         lines += [
             "",
@@ -108,8 +113,10 @@ def draw(record: Record, path: Path) -> None:
     """Times the limit by width, depth, rank and tokens: lines are arms, bars the quartiles over rounds."""
     from matplotlib.figure import Figure  # no pyplot: no window, no global state
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    for axes, series in zip(figure.subplots(2, 2, sharey=True).flat, VARIED, strict=True):
+    shown = [series for series in VARIED if len(measured(record, series)) > 1]
+    figure = Figure(figsize=(4.5 * min(len(shown), 2), 3 * -(-len(shown) // 2)), layout="constrained")
+    grid = figure.subplots(-(-len(shown) // 2), min(len(shown), 2), sharey=True, squeeze=False)
+    for axes, series in zip(grid.flat, shown, strict=False):
         results = measured(record, series)
         x = [getattr(point, series) for point, _ in results]
         for k, (arm, title) in enumerate(SHORT.items()):

@@ -21,7 +21,12 @@ ARMS = """\
 model's own. *Siblings apart* computes queries, keys and values, gate and up, each for itself, and *no fused node* uses PEFT's
 forward pass with ALLoRA's branch beside it: `alloralib.fast_paths` turns each off. loralib and LitGPT stand in the same model
 with their linear layer. rsLoRA is LoRA with another constant; its difference to PEFT LoRA is noise."""
-OTHERS = {"job": "The whole job", "padding": "Padding", "compile": "`torch.compile` in `allora train`"}
+OTHERS = {
+    "job": "The whole job",
+    "padding": "Padding",
+    "compile": "`torch.compile` in `allora train`",
+    "cpu": "What a CPU is spared",
+}
 """Benchmarks that are modules of their own with a `table(record)`."""
 
 INTRODUCTION = """\
@@ -38,7 +43,8 @@ below 1, ALLoRA is faster.
 The **floor** counts the floating-point operations of ALLoRA's narrow products and of the row norms over those of the limit
 (`benchmarks/floor.py`): what the ratio to the limit would be if an operation took the same time in a product of width 16 as in
 one of width 576, and everything else none. ALLoRA has one narrow product more than LoRA: B's rows are scaled for the gradient
-of A, and not for the gradient of the input.
+of A, and not for the gradient of the input. The products of the frozen weights are oneDNN's in ALLoRA's arms and torch's
+default in the others, the limit too (`alloralib.fast_paths(onednn=False)`): that is how a step can be below the limit.
 """
 
 
@@ -135,7 +141,8 @@ def _stacks() -> str:
         (
             "## How the cost grows",
             f"{_sentence(record['what'])}: layers in SmolLM2's proportions from the middle of a model, without embedding and "
-            "output layer. One factor is varied at a time around hidden size 1024, one layer, r = 16, 512 tokens, float32. "
+            "output layer. One factor is varied at a time around hidden size 1024, one layer, r = 16, 512 tokens, float32; a "
+            "factor that the record does not vary yet is not shown. "
             f"Times the limit; {_machine(record)}.",
             f"![times the frozen limit by hidden size, layers, rank and tokens]({picture})",
             growth.tables(record),

@@ -20,8 +20,9 @@ H, OUT, P = "H = X Aᵀ", "Y += H Bᵀ", "P = G [sB, B]"
 GRAD_B, GRAD_A, GRAD_X = "for B: Gᵀ H", "for A: Pᵀ X", "for X: += P A"
 RULE, NODE, OPTIMISER = "the rule: norms and scale", "the node's own Python", "optimiser"
 CATEGORIES: tuple[str, ...] = (BASE, LOGITS, ATTENTION, OTHERS, H, OUT, P, GRAD_B, GRAD_A, GRAD_X, RULE, NODE, OPTIMISER)
-_PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::addmm_": 1}
-"""Matrix products, and at which argument their two factors begin."""
+_ONEDNN = "mkldnn::_linear_pointwise"
+_PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::addmm_": 1, _ONEDNN: 0}
+"""Matrix products, and at which argument their two factors begin. oneDNN's takes the second one transposed."""
 
 
 def product(name: str, shapes: list[list[int]]) -> tuple[int, int, int] | None:
@@ -29,8 +30,8 @@ def product(name: str, shapes: list[list[int]]) -> tuple[int, int, int] | None:
     at = _PRODUCTS.get(name)
     if at is None or len(shapes) < at + 2 or any(len(shape) != 2 for shape in shapes[at : at + 2]):
         return None
-    (m, k), (_, n) = shapes[at : at + 2]
-    return m, k, n
+    (m, k), second = shapes[at : at + 2]
+    return m, k, second[0] if name == _ONEDNN else second[1]
 
 
 def category(phase: str, name: str, shapes: list[list[int]], *, tokens: int, r: int, vocabulary: int) -> str:

@@ -209,6 +209,8 @@ def test_fits_find_what_is_there(tmp_path) -> None:
     ("phase", "name", "shapes", "what"),
     [
         ("forward", "aten::mm", [[512, 576], [576, 1536]], profile_step.BASE),
+        ("forward", "mkldnn::_linear_pointwise", [[512, 576], [1536, 576], [], []], profile_step.BASE),
+        ("backward", "mkldnn::_linear_pointwise", [[512, 1536], [576, 1536], [], []], profile_step.BASE),
         ("forward", "aten::mm", [[512, 576], [576, 48]], profile_step.H),
         ("forward", "aten::addmm_", [[512, 1536], [512, 16], [16, 1536]], profile_step.OUT),
         ("backward", "aten::mm", [[512, 1536], [1536, 32]], profile_step.P),

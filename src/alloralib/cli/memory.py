@@ -1,7 +1,7 @@
 """What glibc does with memory that is freed: keep it, for the rest of the process.
 
 Activations and gradients of one step are as large as those of the next. glibc gives memory of that size back to the kernel
-and asks for it again, page by page, which takes about a tenth of a training step on a CPU (benchmarks/allocator.py). The
+and asks for it again, page by page, which takes about a fifteenth of a training step on a CPU (benchmarks/cpu.py). The
 peak stays what it is; between the peaks the process holds on to what it had.
 """
 

@@ -1,8 +1,8 @@
 """The wide products, with frozen weights: on a CPU in float32 by oneDNN, which beats torch's default there.
 
-torch hands float32 products on CPUs to the BLAS it was built with (MKL in the wheels of PyPI), which leaves a tenth to a
+torch hands float32 products on CPUs to the BLAS it was built with (MKL in the wheels of PyPI), which leaves up to a
 fifth of the machine unused where it does not know the processor; oneDNN compiles its kernels for the processor it finds
-(benchmarks/products.py measures both). bfloat16 goes to oneDNN by itself, and other devices have one library only.
+(benchmarks/cpu.py measures both). bfloat16 goes to oneDNN by itself, and other devices have one library only.
 
 Foreign private API used here: `torch.ops.mkldnn._linear_pointwise`, the operator that `torch.compile` itself puts in the
 place of `nn.Linear` on CPUs.

@@ -1,0 +1,111 @@
+"""Two things that cost a CPU more than they need: torch's default product in float32, and memory that is given back.
+
+The products are those of SmolLM2's layers and of wider ones, by torch's default and by oneDNN (`alloralib.ops.products`), in
+turns. What freed memory costs is seen in fresh processes, in turns, which take training steps of a stack of four layers with
+glibc's defaults and with what the `allora` command tells it (`alloralib.cli.memory`).
+
+    python -m benchmarks.cpu
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+from .measuring import RECORDS, Record, alternate, environment, quartiles, ratio, write
+
+SHAPES = ((576, 576), (1536, 576), (576, 1536), (2048, 2048), (49152, 576))
+"""(n1, n2) of the weight."""
+TOKENS = 512
+WAYS = {"given back": "False", "kept": "True"}
+
+
+def products(rounds: int) -> list[dict[str, Any]]:
+    """Seconds of Y = X W^T and of G W for every shape, each way."""
+    import torch
+
+    from alloralib.ops.products import linear, onednn
+
+    def default(*tensors: Any) -> Any:
+        with onednn(False):
+            return linear(*tensors)
+
+    found: list[dict[str, Any]] = []
+    for n1, n2 in SHAPES:
+        x, grad, w = torch.randn(TOKENS, n2), torch.randn(TOKENS, n1), torch.randn(n1, n2)
+        steps = {
+            "forward, default": lambda x=x, w=w: default(x, w),
+            "forward, oneDNN": lambda x=x, w=w: linear(x, w),
+            "backward, default": lambda grad=grad, w=w: default(grad, w.mT),
+            "backward, oneDNN": lambda grad=grad, w=w: linear(grad, w.mT),
+        }
+        found.append({"n1": n1, "n2": n2, "seconds": alternate(steps, rounds, 2)})
+    return found
+
+
+def steps_in_a_process(keep: bool, rounds: int) -> list[float]:
+    """Seconds of training steps in this process, the first of which are not counted."""
+    if keep:
+        from alloralib.cli.memory import keep_freed_memory
+
+        if not keep_freed_memory():
+            raise SystemExit("this C library is not told: only glibc is, and no MALLOC_ variable may be set")
+    from .arms import build
+    from .models import stack
+
+    model, batch = stack(576, 4, 4, TOKENS // 4, "float32")
+    return alternate({"allora": build("allora", model, batch, 16).step}, rounds, 3)["allora"]
+
+
+def memory(processes: int, rounds: int) -> dict[str, list[float]]:
+    """Median seconds of a step in each process."""
+    medians: dict[str, list[float]] = {name: [] for name in WAYS}
+    for _ in range(processes):
+        for name, keep in WAYS.items():
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", "-m", "benchmarks.cpu", "--steps", keep, "--rounds", str(rounds)],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            seconds = [float(word) for word in done.stdout.split("seconds:")[1].split()]
+            medians[name].append(statistics.median(seconds))
+    return medians
+
+
+def table(record: Record) -> str:
+    """The record as Markdown."""
+    lines = [f"Float32 products of {TOKENS} tokens, GFLOP/s; {record['machine']['processor']}:", ""]
+    lines += ["| weight | forward: default | oneDNN | backward: default | oneDNN |", "|---|---|---|---|---|"]
+    for found in record["products"]:
+        work = 2 * TOKENS * found["n1"] * found["n2"]
+        rates = " | ".join(f"{work / quartiles(seconds)[1] / 1e9:.0f}" for seconds in found["seconds"].values())
+        lines.append(f"| {found['n1']:,} x {found['n2']:,} | {rates} |")
+    medians = record["memory"]
+    lines += [
+        "",
+        f"A training step of four layers of hidden size 576: {ratio(medians, 'kept', 'given back'):.3f} of the time where "
+        f"freed memory is kept (medians of {len(medians['kept'])} processes each, "
+        + ", ".join(f"{name}: {min(values) * 1000:.0f} to {max(values) * 1000:.0f} ms" for name, values in medians.items())
+        + ").",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--processes", type=int, default=3)
+    parser.add_argument("--steps", choices=WAYS.values(), help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    if a.steps is not None:
+        print("seconds:", *steps_in_a_process(a.steps == "True", a.rounds))
+        return
+    record = environment() | {"products": products(a.rounds), "memory": memory(a.processes, a.rounds)}
+    write(record, RECORDS / "cpu.json")
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()
