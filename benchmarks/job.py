@@ -20,8 +20,7 @@ off and the cache of `datasets` is empty: every job starts from the text.
 Accuracy is taken afterwards, by one evaluator for all arms, which loads the adapter with stock PEFT: on ARC-Easy the
 choice with the largest likelihood, on banking77 a greedy answer that equals the intent's name.
 
-    python benchmarks/job.py --data-dir DIR    do what is not done yet, write the record, print the table
-    python benchmarks/job.py --table           print the table of the committed record
+    python -m benchmarks.job --data-dir DIR
 
 Jobs that are done are kept in `--work-dir` and not done again; another setting needs another directory.
 """
@@ -31,7 +30,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -41,8 +39,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-RECORD = HERE / "records" / "job.json"
+from .measuring import RECORDS, Record, environment, write
+
+PLAIN = Path(__file__).resolve().with_name("plain_job.py")
 TITLES = {
     "allora": "**`allora train`**",
     "plain": "plain script, all rows padded to the longest",
@@ -94,7 +93,7 @@ def command(arm: str, name: str, rows: Path, output: Path, model: str, epochs: i
     if arm != "allora":
         dynamic = ["--dynamic-padding"] if arm == "plain-dynamic" else []
         return [
-            *(sys.executable, str(HERE / "plain_job.py"), "--model", model, "--train", str(rows / "train.jsonl")),
+            *(sys.executable, str(PLAIN), "--model", model, "--train", str(rows / "train.jsonl")),
             *("--output-dir", str(output), "--epochs", str(epochs), "--batch-size", str(BATCH_SIZE)),
             *("--learning-rate", str(LEARNING_RATE), "--seed", str(seed), *dynamic),
         ]
@@ -166,15 +165,8 @@ def evaluate(name: str, adapter: Path, test: Path, model: str) -> dict[str, floa
     return {"accuracy": metrics[key], "low": metrics[f"{key}_low"], "high": metrics[f"{key}_high"]}
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace) -> Record:
     """Every job that is not done yet, each followed by its evaluation; the record of all."""
-    import datasets
-    import peft
-    import torch
-    import transformers
-    import trl
-
-    import alloralib
     from alloralib.training.models import locate
 
     model = locate(MODEL)
@@ -195,14 +187,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             _check_same_work({arm: jobs[name][arm][-1] for arm in arms}, name)
     return {
         "what": "the whole job, from rows to a saved adapter: SmolLM2-135M-Instruct, float32, r = 16, all linear layers",
-        "command": f"python benchmarks/job.py --repetitions {arguments.repetitions} --epochs {arguments.epochs} "
-        f"--test-rows {arguments.test_rows}" + (f" --rows {arguments.rows}" if arguments.rows else ""),
         "settings": settings,
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {
-            "python": platform.python_version(),
-            **{lib.__name__: lib.__version__ for lib in (alloralib, torch, peft, transformers, trl, datasets)},
-        },
+        **environment(),
         "jobs": jobs,
     }
 
@@ -220,23 +206,17 @@ def _once(arm: str, name: str, rows: Path, output: Path, model: str, settings: d
         print(f"{name}, repetition {seed + 1}, {arm} ...", end=" ", flush=True)
         done = run_job(arm, name, rows, output, model, settings["epochs"], seed) | {"settings": asked}
         print(f"{done['seconds']:.1f} s", flush=True)
-        _keep(kept, done)
+        write(done, kept)
     if "accuracy" not in done:
-        words = [sys.executable, __file__, "--evaluate", name, str(output), str(rows / "test.jsonl"), model]
+        words = [sys.executable, "-m", "benchmarks.job", "--evaluate", name, str(output), str(rows / "test.jsonl"), model]
         said = subprocess.run(words, capture_output=True, text=True, check=False)
         if said.returncode:
             raise SystemExit(f"the evaluation of {output} ended with {said.returncode}:\n{said.stderr[-2000:]}")
         done |= json.loads(said.stdout.splitlines()[-1])
         print(f"{name}, repetition {seed + 1}, {arm}: accuracy {done['accuracy']:.3f}", flush=True)
-        _keep(kept, done)
+        write(done, kept)
     del done["settings"]
     return done
-
-
-def _keep(path: Path, done: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
-    partial.rename(path)
 
 
 def _check_same_work(done: dict[str, dict[str, Any]], name: str) -> None:
@@ -272,7 +252,7 @@ def summary(record: dict[str, Any], name: str, arm: str) -> dict[str, Any]:
     }
 
 
-def table(record: dict[str, Any]) -> str:
+def table(record: Record) -> str:
     """The record as Markdown tables: the jobs, and where their time goes."""
     lines = [
         "| set | arm | the job takes | times ours | per repetition | padding adds | accuracy | inside each other's interval |",
@@ -298,7 +278,6 @@ def table(record: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print the table of the committed record and stop")
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("ALLORA_DATA_DIR", "../shared/data")))
     parser.add_argument("--work-dir", type=Path, default=Path("runs/job"), help="rows, adapters and results, kept")
     parser.add_argument("--sets", default=",".join(SETS))
@@ -307,19 +286,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--test-rows", type=int, default=400)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=RECORD)
     parser.add_argument("--evaluate", nargs=4, metavar=("SET", "ADAPTER", "TEST", "MODEL"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.evaluate:
         name, adapter, test, model = arguments.evaluate
         print(json.dumps(evaluate(name, Path(adapter), Path(test), model)))
         return
-    if arguments.table:
-        print(table(json.loads(arguments.output.read_text(encoding="utf-8"))))
-        return
     record = measure(arguments)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(record, RECORDS / "job.json")
     print(record["what"], table(record), sep="\n\n")
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +20,7 @@ from torch import Tensor
 
 Record = dict[str, Any]
 RECORDS = Path(__file__).parent / "records"
-PACKAGES = ("alloralib", "torch", "peft", "transformers", "loralib", "litgpt")
+PACKAGES = ("alloralib", "torch", "peft", "transformers", "trl", "datasets", "loralib", "litgpt")
 
 
 def alternate(steps: dict[str, Callable[[], Any]], rounds: int, warmup: int) -> dict[str, list[float]]:
@@ -104,14 +107,27 @@ def resident() -> tuple[int, int]:
 
 
 def environment() -> Record:
-    """The machine and the versions that a measurement was made with."""
+    """The command, the machine and the versions of a measurement."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"machine": {"processor": _processor(), "threads": torch.get_num_threads()}, "versions": versions}
+    return {
+        "command": f"python -m benchmarks.{Path(sys.argv[0]).stem} {shlex.join(_without_directories(sys.argv[1:]))}".strip(),
+        "machine": {"processor": _processor(), "threads": torch.get_num_threads()},
+        "versions": versions,
+    }
+
+
+def _without_directories(words: list[str]) -> list[str]:
+    """Where the data are and where the work is done is no part of what is measured."""
+    kept: list[str] = []
+    for before, word in itertools.pairwise(["", *words]):
+        if not word.endswith("-dir") and not before.endswith("-dir"):
+            kept.append(word)
+    return kept
 
 
 def _processor() -> str:

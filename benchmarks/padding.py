@@ -1,7 +1,6 @@
 """How many tokens padding adds, at 16 rows a batch, on every registered set that is in the data directory.
 
-    python benchmarks/padding.py --data-dir DIR    count, write the record, print the table
-    python benchmarks/padding.py --table           print the table of the committed record
+    python -m benchmarks.padding --data-dir DIR
 
 Nothing is timed and no model runs. Training rows: padded to the longest row of the set; in random batches, each padded to
 its own longest; in the batches of `allora train`; means over five seeds. Test rows: as `allora` evaluates them, sorted by
@@ -12,7 +11,6 @@ the same batches behind the prompts' keys and values.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -20,7 +18,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-RECORD = Path(__file__).parent / "records" / "padding.json"
+from .measuring import RECORDS, Record, environment, write
+
 BATCH_SIZE = 16
 SEEDS = 5
 MAX_LENGTH = 512
@@ -104,12 +103,12 @@ def measure(data_dir: Path) -> dict[str, Any]:
             found[model][name] = trained(token_counts(known, parts.train, tokenizer)) | evaluated(known, parts.test, tokenizer)
     return {
         "what": f"tokens that padding adds at {BATCH_SIZE} rows a batch, as a share of the others; means over {SEEDS} seeds",
-        "command": "python benchmarks/padding.py",
+        **environment(),
         "padding": found,
     }
 
 
-def table(record: dict[str, Any]) -> str:
+def table(record: Record) -> str:
     """The record as a Markdown table."""
     lines = [
         "| tokenizer | set | rows | tokens a row | to the longest | random batches | `allora train` | test rows | choices |",
@@ -127,16 +126,9 @@ def table(record: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print the table of the committed record and stop")
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("ALLORA_DATA_DIR", "../shared/data")))
-    parser.add_argument("--output", type=Path, default=RECORD)
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(table(json.loads(arguments.output.read_text(encoding="utf-8"))))
-        return
-    record = measure(arguments.data_dir)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record = measure(parser.parse_args().data_dir)
+    write(record, RECORDS / "padding.json")
     print(record["what"], table(record), sep="\n\n")
 
 

@@ -1,41 +1,29 @@
 """The benchmarks' own arithmetic, and that the plain script does the work that it is said to do."""
 
-import importlib.util
-from types import ModuleType
-
 import datasets
 import pytest
 
+from benchmarks import job, padding, plain_job
+
 from .conftest import WORDS
-from .places import ROOT
 from .tiny import word_level
 
 
-def _benchmark(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("padding", [True, False])
-def test_the_plain_script_learns_the_answer_and_its_end_and_no_padding(padding):
-    plain, tokenizer = _benchmark("plain_job"), word_level(WORDS)
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_plain_script_learns_the_answer_and_its_end_and_no_padding(padded):
+    tokenizer = word_level(WORDS)
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"  # as in SmolLM2: padding is the end of text
     rows = datasets.Dataset.from_dict({"prompt": ["the film was", "a plot"], "completion": [" good", " bad"]})
-    made = plain.tokenised(rows, tokenizer, padding=padding)
+    made = plain_job.tokenised(rows, tokenizer, padding=padded)
     end = tokenizer.eos_token_id
     for row, prompt, answer in zip(made, rows["prompt"], rows["completion"], strict=True):
         learnt = [label for label in row["labels"] if label != -100]
         assert learnt == [*tokenizer(answer)["input_ids"], end]
         assert row["labels"][: len(tokenizer(prompt)["input_ids"])] == [-100] * len(tokenizer(prompt)["input_ids"])
-    assert [len(ids) for ids in made["input_ids"]] == ([5, 5] if padding else [5, 4])
+    assert [len(ids) for ids in made["input_ids"]] == ([5, 5] if padded else [5, 4])
 
 
 def test_the_whole_job_is_told_as_ratios_of_medians():
-    job = _benchmark("job")
     ours = [{"seconds": s, "accuracy": 0.5, "low": 0.4, "high": 0.6, "tokens": 100, "padded_tokens": 102} for s in (9, 10, 20)]
     plain = [
         {"seconds": s, "accuracy": a, "low": a - 0.1, "high": a + 0.1, "tokens": 100, "padded_tokens": 400}
@@ -53,4 +41,4 @@ def test_the_whole_job_is_told_as_ratios_of_medians():
 
 
 def test_padding_is_counted_as_a_share_of_the_other_tokens():
-    assert _benchmark("padding").added([1, 3, 2], [[0, 1], [2]]) == pytest.approx(2 / 6)
+    assert padding.added([1, 3, 2], [[0, 1], [2]]) == pytest.approx(2 / 6)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from alloralib.cli import main as cli
+
 SCRIPT = """
 import sys
 from alloralib.cli.memory import keep_freed_memory
@@ -42,3 +44,11 @@ def test_a_variable_of_the_environment_has_its_say():
     told, mebibytes = _resident("keep", MALLOC_ARENA_MAX="2")
     assert told == "False"
     assert mebibytes < 100
+
+
+def test_the_command_tells_it_before_a_verb_runs(monkeypatch, capsys):
+    told = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: told.append(capsys.readouterr().out))
+    assert cli.main(["tasks"]) == 0
+    assert told == [""]
+    assert capsys.readouterr().out

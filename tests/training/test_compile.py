@@ -19,7 +19,7 @@ from transformers import Trainer, ViTConfig, ViTForImageClassification
 from alloralib import AlloraConfig
 from alloralib.cli.main import main
 from alloralib.errors import ModelError, TrainingError
-from alloralib.ops import lowrank
+from alloralib.ops import lowrank, products
 from alloralib.records import RunRecord
 from alloralib.training import compiling
 from alloralib.training.config import RunConfig
@@ -104,6 +104,14 @@ def test_gradients_are_those_of_the_uncompiled_model(
         assert_same_gradients(model, inputs(length))
         randomise(model, seed=length)  # the factors are read anew each time
     assert programs() == 1, "one program serves all blocks and lengths"
+
+
+def test_layers_that_are_large_enough_for_onednn_compile_whole(traced, monkeypatch) -> None:
+    monkeypatch.setattr(products, "LEAST_PRODUCTS", 1)
+    model = adapted(llama(layers=3))
+    compiling.compile_blocks(model)
+    assert_same_gradients(model, words(9))
+    assert programs() == 1
 
 
 def test_a_compiled_backward_pass_that_loses_the_rule_is_noticed(traced, monkeypatch) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEAST_PRODUCTS = 2**23
-"""Multiplications from which oneDNN is worth its call: some 50 microseconds that torch's default does not take."""
+"""Multiplications from which oneDNN is worth its call, which takes longer than that of torch's default."""
 
 _enabled = True
 
@@ -54,10 +54,10 @@ def onednn(enabled: bool) -> Generator[None]:
 
 def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
     return (
-        _enabled
+        not torch.compiler.is_compiling()  # first: the compiler can neither follow what comes below nor has to
+        and _enabled
         and rows.dtype == torch.float32
         and rows.device.type == "cpu"
         and rows.numel() * weight.shape[0] >= LEAST_PRODUCTS
         and torch.backends.mkldnn.is_available()
-        and not torch.compiler.is_compiling()
     )

@@ -73,7 +73,7 @@ def draw_adaptors(record: Record, path: Path) -> None:
             ax.plot([number - 0.3, number + 0.3], [average(values)] * 2, color=f"C{number}", label=name)
         ax.set_xticks([])
         ax.set_title(f"accuracy, %, rule on the {apply_to}", fontsize=9)
-    axes[0][0].legend(frameon=False, fontsize=6.5)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=6.5)
     save(figure, path)
 
 
