@@ -1,8 +1,9 @@
 """The arms: one training step of each method on the same model and the same batch.
 
 Every arm adapts the same linear layers (all but the output layer and a classifier) with the same rank; alpha = r, so that
-nobody scales. What a package does not bring itself is the same for all: the model, its loss, the optimiser (AdamW).
-loralib and LitGPT have models of their own; here their linear layer takes the place of the model's.
+nobody scales. What a package does not bring itself is the same for all: the model, its loss, the optimiser (AdamW, fused,
+which is the default of transformers' Trainer). loralib and LitGPT have models of their own; here their linear layer takes the
+place of the model's.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ TITLES = {
     "allora-chunked": "alloralib, loss in chunks",
     "allora-ungrouped": "alloralib, siblings apart",
     "allora-unfused": "alloralib, no fused node",
+    "allora-default": "alloralib, torch's products",
     "peft-lora": "PEFT LoRA, dropout 0",
     "peft-lora-dropout": "PEFT LoRA, dropout .05",
     "peft-rslora": "PEFT rsLoRA",
@@ -42,6 +44,7 @@ PEERS = {"loralib": "loralib", "litgpt": "litgpt.lora"}
 PATHS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "allora-ungrouped": lambda: fast_paths(grouped=False),
     "allora-unfused": lambda: fast_paths(fused=False),
+    "allora-default": lambda: fast_paths(onednn=False),
 }
 
 
@@ -119,7 +122,7 @@ def build(name: str, model: Any, batch: Batch, r: int) -> Arm:
     if name != "full":
         model = _adapted(name, model, r)
     model.train()
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, fused=True)
     return Arm(model, batch, optimiser, PATHS.get(name, nullcontext), chunked=name == "allora-chunked")
 
 

@@ -11,7 +11,13 @@ import numpy as np
 from .measuring import Record, paired, ratio
 from .stacks import SERIES, Point, find
 
-SHORT = {"allora": "ALLoRA", "peft-lora": "PEFT LoRA", "peft-lora-dropout": "with dropout .05", "peft-dora": "PEFT DoRA"}
+SHORT = {
+    "allora": "ALLoRA",
+    "allora-default": "by torch's products",
+    "peft-lora": "PEFT LoRA",
+    "peft-lora-dropout": "with dropout .05",
+    "peft-dora": "PEFT DoRA",
+}
 VARIED = {"width": "hidden size", "layers": "layers", "r": "rank r", "tokens": "tokens"}
 CAPTIONS = {
     "width": "Hidden size",
@@ -87,9 +93,9 @@ def tables(record: Record) -> str:
 
 
 def fits(record: Record) -> str:
-    """The exponents by series and the cost by arithmetic, in Markdown."""
-    arms = ("allora", "peft-lora")
-    lines = ["| grows with | limit | " + " | ".join(f"{SHORT[arm]}, above it" for arm in arms) + " |", "|---" * 4 + "|"]
+    """The exponents by series and the cost by arithmetic, in Markdown, of arms that take the limit's own products."""
+    arms = {"allora-default": "ALLoRA by torch's products", "peft-lora": SHORT["peft-lora"]}
+    lines = ["| grows with | limit | " + " | ".join(f"{title}, above it" for title in arms.values()) + " |", "|---" * 4 + "|"]
     for series, title in VARIED.items():
         results = measured(record, series)
         if len(results) < FEWEST:
@@ -103,7 +109,7 @@ def fits(record: Record) -> str:
         a, b, error = cost(record, arm)
         lines += [
             "",
-            f"{SHORT[arm]} above the limit, all eager float32 points: {a * 1000:.1f} ms per layer and {b * 1000:.1f} ms per "
+            f"{arms[arm]} above the limit, all eager float32 points: {a * 1000:.1f} ms per layer and {b * 1000:.1f} ms per "
             f"GFLOP of the adapters' products, median error {error:.0%}.",
         ]
     return "\n".join(lines)

@@ -17,9 +17,9 @@ from .measuring import RECORDS, Record, environment, write
 ARMS = ("frozen", "allora", "peft-lora")
 BASE, LOGITS, ATTENTION, OTHERS = "frozen linear layers", "logits and loss", "attention", "norms, activations, additions"
 H, OUT, P = "H = X Aᵀ", "Y += H Bᵀ", "P = G [sB, B]"
-GRAD_B, GRAD_A, GRAD_X = "for B: Gᵀ H", "for A: Pᵀ X", "for X: += P A"
+GRADS, GRAD_X = "for B and A: Gᵀ H, Pᵀ X", "for X: += P A"
 RULE, NODE, OPTIMISER = "the rule: norms and scale", "the node's own Python", "optimiser"
-CATEGORIES: tuple[str, ...] = (BASE, LOGITS, ATTENTION, OTHERS, H, OUT, P, GRAD_B, GRAD_A, GRAD_X, RULE, NODE, OPTIMISER)
+CATEGORIES: tuple[str, ...] = (BASE, LOGITS, ATTENTION, OTHERS, H, OUT, P, GRADS, GRAD_X, RULE, NODE, OPTIMISER)
 _ONEDNN = "mkldnn::_linear_pointwise"
 _PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::addmm_": 1, _ONEDNN: 0}
 """Matrix products, and at which argument their two factors begin. oneDNN's takes the second one transposed."""
@@ -57,8 +57,8 @@ def category(phase: str, name: str, shapes: list[list[int]], *, tokens: int, r: 
         if k in narrow:
             return OUT if phase == "forward" else GRAD_X
         if n in narrow:
-            return H if phase == "forward" else (P if m == tokens else GRAD_B)
-        return GRAD_A if m in narrow else BASE
+            return H if phase == "forward" else (P if m == tokens else GRADS)
+        return GRADS if m in narrow else BASE
     first = shapes[0] if shapes else []
     if phase == "backward" and len(first) == 2 and first[0] != tokens and first[1] in {1, r}:
         return RULE  # of shape (n1, r) or (n1, 1)

@@ -18,7 +18,7 @@ from typing import Any
 from .measuring import RECORDS, Record, alternate, environment, kept_by, read, write
 
 ROWS = 4
-ARMS = ("frozen", "allora", "peft-lora", "peft-lora-dropout", "peft-dora")
+ARMS = ("frozen", "allora", "allora-default", "peft-lora", "peft-lora-dropout", "peft-dora")
 FEWEST, MOST = 3, 25
 
 

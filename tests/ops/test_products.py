@@ -1,4 +1,4 @@
-"""The wide products by oneDNN: the same numbers as torch's own, at every layout that the nodes hand over."""
+"""The larger products by oneDNN: the same numbers as torch's own, at every layout that the nodes hand over."""
 
 import pytest
 import torch
@@ -44,6 +44,20 @@ def test_a_product_is_the_exact_one_rounded(counted, rows, bias, layout):
     assert len(counted) == 1
 
 
+@needs_onednn
+@pytest.mark.parametrize("m", [3, 40])
+@pytest.mark.parametrize("strided", [False, True])
+def test_an_inner_product_is_the_exact_one_rounded(counted, m, strided):
+    left, right = _random(0, 130, 90)[:, 5 : 5 + m] if strided else _random(0, 130, m), _random(1, 130, 16)
+    found = products.inner(left, right)
+    assert found.is_contiguous()
+    assert len(counted) == 1
+    torch.testing.assert_close(found.double(), left.double().mT @ right.double(), rtol=1e-5, atol=1e-5)
+    with fast_paths(onednn=False):
+        assert torch.equal(products.inner(left, right), left.mT @ right)
+    assert len(counted) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_are_torchs_own(counted, dtype):
     x, w = _random(0, 9, 16, dtype=dtype), _random(1, 8, 16, dtype=dtype)
@@ -85,7 +99,8 @@ def test_gradients_of_grouped_layers_are_the_twins(counted, transposed):
     seeds = [_random(100 + k, 3, 11, n1) for k, (n1, _) in enumerate(shapes)]
     leaves = [x, *(t for layer in layers for t in (layer.A, layer.B))]
     fast = torch.autograd.grad(lora_linears(x, layers, fan_in_fan_out=transposed), leaves, seeds)
-    assert len(counted) == 6  # each layer's frozen product, forward and backward
+    # each layer's frozen product forward and backward, its P and its G^T H; H and P^T X of all together
+    assert len(counted) == 3 * 4 + 2
     wide = [t.detach().double().requires_grad_() for t in leaves]
     slow = torch.autograd.grad(
         [

@@ -43,7 +43,7 @@ def fast_paths(*, fused: bool = True, grouped: bool = True, logits: bool = True,
         fused: frozen layer and adapter in one autograd node; without, PEFT's own forward pass and our branch beside it.
         grouped: layers that read the same input in one autograd node; needs `fused`.
         logits: a language model's loss without its logits, in chunks; without, what the model's own head makes of it.
-        onednn: float32 products with frozen weights by oneDNN on CPUs; without, torch's default.
+        onednn: the larger float32 products by oneDNN on CPUs; without, torch's default.
     """
     before = dict(_enabled)
     _enabled.update(fused=fused, grouped=fused and grouped, logits=logits)

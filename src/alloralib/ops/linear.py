@@ -65,7 +65,7 @@ class _LoraLinears(torch.autograd.Function):
         outputs: list[Tensor] = []
         with without_autocast(x.device.type):
             rows = x.reshape(-1, x.shape[-1]).to(dtype)
-            hidden = rows @ _stacked(layers, dtype).mT
+            hidden = products.linear(rows, _stacked(layers, dtype))
             for layer, h in zip(layers, _split(hidden, layers, 1), strict=True):
                 if layer.weight is None:
                     y = h @ layer.B.to(dtype).mT
@@ -119,7 +119,7 @@ class _LoraLinears(torch.autograd.Function):
                         grad_rows = part if grad_rows is None else grad_rows.add_(part)
                 if need_w:
                     assert layer.weight is not None
-                    natural = rows.mT @ grad if ctx.fan_in_fan_out else grad.mT @ rows
+                    natural = products.inner(rows, grad) if ctx.fan_in_fan_out else products.inner(grad, rows)
                     grads[4 * k] = natural.to(layer.weight.dtype)
                 if need_b:
                     grads[4 * k + 1] = grad.sum(dim=0).to(ctx.bias_dtypes[k])
@@ -131,7 +131,7 @@ class _LoraLinears(torch.autograd.Function):
                 grad_rows = both @ stacked if grad_rows is None else grad_rows.addmm_(both, stacked)
                 grad_x = grad_rows.view(x.shape).to(x.dtype)
             if any(needs[2::4]):
-                grad_A = _joined(for_A, 1).mT @ rows
+                grad_A = products.inner(_joined(for_A, 1), rows)
                 for k, part in enumerate(_split(grad_A, layers, 0)):
                     if needs[4 * k + 2]:
                         grads[4 * k + 2] = part.to(layers[k].A.dtype)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import products
 from .adaptors import GradientAdaptor
 from .scale import row_norms, scale
 
@@ -56,23 +57,23 @@ def lowrank_backward(
     if gradient == "row":
         s = scale(row_norms(A, B), eta).unsqueeze(-1)  # (n1, 1), float32 or wider
         sb = (s * B).to(grad.dtype)
-        grad_B = (grad.mT @ hidden).mul_((scaling * s).to(grad.dtype))
+        grad_B = products.inner(grad, hidden).mul_((scaling * s).to(grad.dtype))
         if need_input:  # the two uses of B in one product of width 2r
-            for_A, for_input = (grad @ torch.cat([sb, b], dim=1)).chunk(2, dim=1)
+            for_A, for_input = products.linear(grad, torch.cat([sb, b], dim=1).mT).chunk(2, dim=1)
         else:
-            for_A, for_input = grad @ sb, None
+            for_A, for_input = products.linear(grad, sb.mT), None
     else:
         trained = grad
         if gradient == "entry":
             output = scaling * (hidden @ b.mT).to(torch.promote_types(grad.dtype, torch.float32))
             trained = grad * scale(output.abs(), eta).to(grad.dtype)
-        grad_B = trained.mT @ hidden
+        grad_B = products.inner(trained, hidden)
         if scaling != 1:
             grad_B = grad_B * scaling
-        for_A = trained @ b
+        for_A = products.linear(trained, b.mT)
         for_input = None
         if need_input:
-            for_input = for_A if trained is grad else grad @ b
+            for_input = for_A if trained is grad else products.linear(grad, b.mT)
     if scaling != 1:
         for_A = for_A * scaling
         for_input = None if for_input is None else for_input * scaling

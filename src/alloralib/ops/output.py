@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .scale import scale
@@ -13,5 +14,8 @@ def scaled_output(f: Tensor, eta: float) -> Tensor:
     Args:
         f: the low-rank branch's output, any shape.
         eta: the slope at zero, > 0.
+
+    The scale is taken in float32 or wider: its derivative holds the cube of a root, which bfloat16 rounds away.
     """
-    return f * scale(f.abs(), eta)
+    wide = torch.promote_types(f.dtype, torch.float32)
+    return f * scale(f.abs().to(wide), eta).to(f.dtype)

@@ -1,4 +1,4 @@
-"""The wide products, with frozen weights: on a CPU in float32 by oneDNN, which beats torch's default there.
+"""The larger products inside a node: on a CPU in float32 by oneDNN, which beats torch's default there.
 
 torch hands float32 products on CPUs to the BLAS it was built with (MKL in the wheels of PyPI), which leaves up to a
 fifth of the machine unused where it does not know the processor; oneDNN compiles its kernels for the processor it finds
@@ -35,10 +35,27 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (N, n1).
     """
-    if _by_onednn(rows, weight):
+    if _by_onednn(rows, weight.shape[0]):
         operator: Any = torch.ops.mkldnn._linear_pointwise
         return operator(rows, weight, bias, "none", [], "")
     return F.linear(rows, weight, bias)
+
+
+def inner(left: Tensor, right: Tensor) -> Tensor:
+    """left^T @ right: a sum over the tokens; not differentiable, for the inside of an autograd node.
+
+    Args:
+        left: (N, m), floating.
+        right: (N, k), of the same dtype.
+
+    Returns:
+        (m, k), contiguous.
+    """
+    m, k = left.shape[1], right.shape[1]
+    if not _by_onednn(right, m):
+        return left.mT @ right
+    # oneDNN is fast where the narrow factor is the one it takes for rows
+    return linear(left.mT, right.mT) if m <= k else linear(right.mT, left.mT).mT.contiguous()
 
 
 @contextmanager
@@ -52,12 +69,13 @@ def onednn(enabled: bool) -> Generator[None]:
         _enabled = before
 
 
-def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
+def _by_onednn(rows: Tensor, width: int) -> bool:
+    """Whether oneDNN takes a product of `rows` with something `width` wide."""
     return (
         not torch.compiler.is_compiling()  # first: the compiler can neither follow what comes below nor has to
         and _enabled
         and rows.dtype == torch.float32
         and rows.device.type == "cpu"
-        and rows.numel() * weight.shape[0] >= LEAST_PRODUCTS
+        and rows.numel() * width >= LEAST_PRODUCTS
         and torch.backends.mkldnn.is_available()
     )

@@ -83,7 +83,9 @@ class RunConfig(BaseModel):
     max_steps: Positive | None = Field(default=None, description="optimiser steps, instead of --epochs")
     batch_size: Positive = Field(default=16, description="rows per forward pass")
     gradient_accumulation: Positive = Field(default=1, description="forward passes per optimiser step")
-    optimizer: str = Field(default="adamw_torch", description="one of transformers' optimisers: adamw_torch, sgd, ...")
+    optimizer: str = Field(
+        default="adamw_torch_fused", description="one of transformers' optimisers: adamw_torch_fused, sgd, ..."
+    )
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         default="cosine", description="course of the learning rate"
     )
