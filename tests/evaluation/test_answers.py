@@ -1,8 +1,12 @@
 """Batched answers against the same model asked one example at a time."""
 
+import itertools
+
 import datasets
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorWithPadding, ViTConfig, ViTForImageClassification
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -117,6 +121,23 @@ def test_batches_waste_no_padding_beyond_their_own_longest() -> None:
     seen = [row for rows in longest_first(lengths, 8) for row in rows]
     assert sorted(seen) == list(range(40))
     assert [lengths[row] for row in seen] == sorted(lengths, reverse=True)
+
+
+@given(lengths=st.lists(st.integers(1, 300), max_size=60), size=st.integers(1, 16), filled=st.sampled_from([0, 64, 512]))
+def test_a_filled_batch_is_cut_where_its_padding_grows(lengths: list[int], size: int, filled: int) -> None:
+    uncut = list(longest_first(lengths, size))
+    assert all(len(batch) == size for batch in uncut[:-1])
+    found = list(longest_first(lengths, size, most_padding=0.05, filled=filled))
+    rows = [row for batch in found for row in batch]
+    assert rows == [row for batch in uncut for row in batch]
+    for batch in found:
+        longest, tokens = lengths[batch[0]], sum(lengths[row] for row in batch)
+        assert 0 < len(batch) <= size
+        # within its limit, or not filled before its last row
+        assert longest * len(batch) <= 1.05 * tokens or longest * (len(batch) - 1) < filled
+    for batch, after in itertools.pairwise(found):  # none is cut without need
+        longest, more = lengths[batch[0]], sum(lengths[row] for row in [*batch, after[0]])
+        assert len(batch) == size or longest * (len(batch) + 1) > 1.05 * more
 
 
 def test_an_error_leaves_the_model_as_it_was() -> None:
