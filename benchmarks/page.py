@@ -100,7 +100,8 @@ def targets() -> str:
         lines.append(f"| {what} | {most:g} | {value:{digits}} | {spread} | {bound} | {'yes' if value <= most else '**no**'} |")
     if any(value > most for _, most, value, *_ in rows) and (record := read("profile")):
         worst = ", ".join(f"{name} ({share:+.1%})" for name, share in profile_step.heaviest(record)[:4])
-        lines += ["", f"Where the time above the limit goes, as shares of the limit: {worst}. The whole list is below."]
+        about = "Where the time above the limit goes by torch's products, as shares of the limit"
+        lines += ["", f"{about}: {worst}. All of it is below."]
     return "\n".join(lines)
 
 
@@ -138,7 +139,8 @@ def _profile() -> str:
         f"{_sentence(record['what'])}, by torch's profiler, whose own cost is in it; medians over {record['rounds']} steps. "
         "GFLOP/s is the rate of ALLoRA's products: what is far below the frozen layers' rate keeps the step from its floor. "
         "The fused node's Python is an operation to the profiler, and carries the profiler's cost of what is within; PEFT's "
-        "Python is none, and is not seen."
+        "Python is none, and is not seen. The norms are taken anew in every backward pass, also where passes add up to one "
+        "step: a cache would have to know of every write to A and B."
     )
     return f"## Where the time goes\n\n{about}\n\n{profile_step.table(record)}"
 

@@ -18,7 +18,7 @@ from typing import Any
 from .measuring import RECORDS, Record, alternate, environment, quartiles, ratio, write
 
 NAMES = {"smollm2": "SmolLM2-135M", "minilm": "MiniLM-L6, 77 classes"}
-README = ("frozen", "allora", "peft-lora", "peft-lora-dropout", "peft-dora", "loralib", "litgpt", "full")
+README = ("frozen", "allora", "allora-default", "peft-lora", "peft-lora-dropout", "peft-dora", "loralib", "litgpt", "full")
 
 
 def measure(
@@ -52,18 +52,24 @@ def measure(
 
 
 def rule(model: Any) -> Callable[[], None]:
-    """What ALLoRA adds to LoRA in one step, alone: row norms, scale, and the two products with it, for every layer."""
+    """What ALLoRA adds to LoRA in one step, alone: row norms, scale, and the two products with it, for every layer.
+
+    Without gradients, as within a backward pass.
+    """
+    import torch
+
     from alloralib.adapters.layers import Linear
     from alloralib.ops.scale import row_norms, scale
 
     pairs = [m.adapter_parameters("default") for m in model.modules() if isinstance(m, Linear)]
-    factors = [(A.detach(), B.detach()) for A, B in pairs]
+    grads = {B.shape: torch.zeros_like(B) for _, B in pairs}  # one for all of a shape: fresh from a product, it is in the cache
 
+    @torch.no_grad()
     def run() -> None:
-        for A, B in factors:
+        for A, B in pairs:
             s = scale(row_norms(A, B), 2.0).unsqueeze(-1)
             _ = s * B  # what A's gradient is made with
-            _ = B * s  # stands for the gradient of B, which has B's shape
+            grads[B.shape].mul_(s)  # the gradient of B
 
     return run
 

@@ -36,9 +36,16 @@ def row_norms(A: Tensor, B: Tensor) -> Tensor:
     """
     with without_autocast(A.device.type):
         dtype = torch.promote_types(torch.promote_types(A.dtype, B.dtype), torch.float32)
-        a, b = A.detach().to(dtype), B.detach().to(dtype)
+        a, b = _constant(A, dtype), _constant(B, dtype)
         squares = (b @ (a @ a.mT)).mul_(b).sum(dim=-1)
         return squares.clamp_(min=0).sqrt_()
+
+
+def _constant(factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A factor without its history, in that dtype. Calls that change nothing take their time too, once per layer and step."""
+    if torch.is_grad_enabled():
+        factor = factor.detach()
+    return factor if factor.dtype == dtype else factor.to(dtype)
 
 
 def scale(magnitude: Tensor, eta: float) -> Tensor:
