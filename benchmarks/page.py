@@ -87,7 +87,9 @@ def targets() -> str:
         timed("step, SmolLM2-135M, of PEFT LoRA", 0.95, seconds, "peft-lora")
         timed("step, SmolLM2-135M, of PEFT LoRA with dropout .05", 0.75, seconds, "peft-lora-dropout")
         timed("step, SmolLM2-135M, of PEFT DoRA", 0.68, seconds, "peft-dora")
-        rows.append(("the rule (norms, scale), of ALLoRA's step", 0.01, step.rule_share(record), "", ""))
+        rows.append(("the rule (norms, scale) alone, of ALLoRA's step", 0.01, step.rule_share(record), "", ""))
+    if record := read("profile"):
+        rows.append(("the rule within the step, by the profiler", 0.01, profile_step.share(record, profile_step.RULE), "", ""))
     if (record := read("stacks")) and (result := stacks.find(record, stacks.Point(width=2048))):
         to_the_limit("hidden size 2048", 1.05, result)
     if record := read("memory"):

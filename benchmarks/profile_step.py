@@ -115,7 +115,6 @@ def table(record: Record) -> str:
     """The record as a Markdown table: milliseconds by category, the rate of ALLoRA's arithmetic, and what it takes more than
     the limit where both take torch's products."""
     seconds, operations = record["seconds"], record["operations"]["allora"]
-    total = sum(seconds["allora"].values())
     lines = [
         "| operation | frozen | ALLoRA | share of its step | GFLOP/s | by torch's products | more than frozen | PEFT LoRA |",
         "|---|---|---|---|---|---|---|---|",
@@ -123,10 +122,22 @@ def table(record: Record) -> str:
     for c in CATEGORIES:
         frozen, ours, default, theirs = (seconds[name][c] * 1000 for name in ARMS)
         rate = f"{operations[c] / ours / 1e6:.0f}" if operations[c] else ""
-        share = f"{ours / total / 1000:.1%}"
-        cells = (c, f"{frozen:.1f} ms", f"{ours:.1f} ms", share, rate, f"{default:.1f} ms", f"{default - frozen:+.1f}")
+        cells = (
+            c,
+            f"{frozen:.1f} ms",
+            f"{ours:.1f} ms",
+            f"{share(record, c):.1%}",
+            rate,
+            f"{default:.1f} ms",
+            f"{default - frozen:+.1f}",
+        )
         lines.append("| " + " | ".join((*cells, f"{theirs:.1f} ms")) + " |")
     return "\n".join(lines)
+
+
+def share(record: Record, what: str) -> float:
+    """A category's share of ALLoRA's step."""
+    return record["seconds"]["allora"][what] / sum(record["seconds"]["allora"].values())
 
 
 def heaviest(record: Record) -> list[tuple[str, float]]:
