@@ -10,9 +10,10 @@ input wants a gradient). The record is written after every point; `--resume` lea
 from __future__ import annotations
 
 import argparse
-import gc
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from typing import Any
 
 from .measuring import RECORDS, Record, alternate, environment, kept_by, read, write
@@ -105,9 +106,10 @@ def main() -> None:
         if find(record, point):
             continue
         print(point, flush=True)
-        record["points"].append(measure(point, a.seconds))
+        # a process for each: what one point leaves in memory is not there at the next
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            record["points"].append(pool.submit(measure, point, a.seconds).result())
         write(record, RECORDS / f"{a.record}.json")
-        gc.collect()
 
 
 if __name__ == "__main__":
