@@ -20,8 +20,8 @@ ARMS = """\
 *Loss in chunks* is the loss as `allora train` makes it, which never holds all logits; the other arms and the limit take the
 model's own. *Siblings apart* computes queries, keys and values, gate and up, each for itself, *no fused node* uses PEFT's
 forward pass with ALLoRA's branch beside it, and *torch's products* are those without oneDNN: `alloralib.fast_paths` turns each
-off. loralib and LitGPT stand in the same model
-with their linear layer. rsLoRA is LoRA with another constant; its difference to PEFT LoRA is noise."""
+off. loralib and LitGPT stand in the same model with their linear layer. rsLoRA is LoRA with another constant; its difference to
+PEFT LoRA is noise."""
 OTHERS = {
     "job": "The whole job",
     "padding": "Padding",

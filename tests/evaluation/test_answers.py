@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorWithPadding, ViTConfig, ViTForImageClassification
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from alloralib.evaluation.answers import classify, language_loss, longest_first
+from alloralib.evaluation.answers import batches, classify, language_loss, longest_first
 
 from ..adapters.models import bert, gpt2, llama, randomise
 
@@ -138,6 +138,12 @@ def test_a_filled_batch_is_cut_where_its_padding_grows(lengths: list[int], size:
     for batch, after in itertools.pairwise(found):  # none is cut without need
         longest, more = lengths[batch[0]], sum(lengths[row] for row in [*batch, after[0]])
         assert len(batch) == size or longest * (len(batch) + 1) > 1.05 * more
+
+
+def test_scoring_cuts_its_batches() -> None:
+    """One long row among short ones: in one batch they would be padded to it."""
+    examples = datasets.Dataset.from_dict({"input_ids": [[1] * 600, [1] * 5, [1] * 5]})
+    assert [rows for rows, _ in batches(examples, list, 3)] == [[0], [1, 2]]
 
 
 def test_an_error_leaves_the_model_as_it_was() -> None:
