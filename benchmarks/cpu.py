@@ -33,14 +33,18 @@ def products(rounds: int) -> list[dict[str, Any]]:
         with onednn(False):
             return linear(*tensors)
 
+    def by_onednn(*tensors: Any) -> Any:
+        with onednn(True):
+            return linear(*tensors)
+
     found: list[dict[str, Any]] = []
     for n1, n2 in SHAPES:
         x, grad, w = torch.randn(TOKENS, n2), torch.randn(TOKENS, n1), torch.randn(n1, n2)
         steps = {
             "forward, default": lambda x=x, w=w: default(x, w),
-            "forward, oneDNN": lambda x=x, w=w: linear(x, w),
+            "forward, oneDNN": lambda x=x, w=w: by_onednn(x, w),
             "backward, default": lambda grad=grad, w=w: default(grad, w.mT),
-            "backward, oneDNN": lambda grad=grad, w=w: linear(grad, w.mT),
+            "backward, oneDNN": lambda grad=grad, w=w: by_onednn(grad, w.mT),
         }
         found.append({"n1": n1, "n2": n2, "seconds": alternate(steps, rounds, 2)})
     return found

@@ -141,8 +141,8 @@ def _profile() -> str:
         f"{_sentence(record['what'])}, by torch's profiler, whose own cost is in it; medians over {record['rounds']} steps. "
         "GFLOP/s is the rate of ALLoRA's products: what is far below the frozen layers' rate keeps the step from its floor. "
         "The fused node's Python is an operation to the profiler, and carries the profiler's cost of what is within; PEFT's "
-        "Python is none, and is not seen. The norms are taken anew in every backward pass, also where passes add up to one "
-        "step: a cache would have to know of every write to A and B."
+        "Python is none, and is not seen. Where several passes add up to a step the norms are taken in the first of them "
+        "(`alloralib.hold_row_scales`; `allora train` does)."
     )
     return f"## Where the time goes\n\n{about}\n\n{profile_step.table(record)}"
 

@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .adapters import METHODS, AlloraConfig, FamilyConfig, adopt, fast_paths, load_config, peft_config
     from .errors import AlloraError
+    from .ops.held import hold_row_scales
     from .ops.scale import row_norms, scale
     from .training import RunConfig, train
 
@@ -28,6 +29,7 @@ _WHERE = {
     "RunConfig": "training",
     "adopt": "adapters",
     "fast_paths": "adapters",
+    "hold_row_scales": "ops.held",
     "load_config": "adapters",
     "peft_config": "adapters",
     "row_norms": "ops.scale",
@@ -43,6 +45,7 @@ __all__ = [
     "__version__",
     "adopt",
     "fast_paths",
+    "hold_row_scales",
     "load_config",
     "peft_config",
     "row_norms",

@@ -18,8 +18,9 @@ def _random(seed: int, *shape: int, dtype=torch.float32):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often oneDNN was called, with every product large enough for it."""
+    """How often oneDNN was called, with every product large enough for it, on a processor that it is faster on."""
     calls = []
+    monkeypatch.setattr(products, "by_default", torch.backends.mkldnn.is_available)
     operator = torch.ops.mkldnn._linear_pointwise
     monkeypatch.setattr(products, "LEAST_PRODUCTS", 1)
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *a: (calls.append(a), operator(*a))[1])
@@ -82,6 +83,32 @@ def test_the_switch_turns_it_off_and_on_again(counted):
             assert len(counted) == 1
     products.linear(x, w)
     assert len(counted) == 2
+
+
+@needs_onednn
+@pytest.mark.parametrize(("capability", "taken"), [("AVX512", True), ("AVX2", False)])
+def test_the_processor_decides_unless_it_is_said(monkeypatch, capability, taken):
+    products.by_default.cache_clear()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(products, "LEAST_PRODUCTS", 1)
+    x = _random(0, 9, 16)
+    try:
+        assert products._by_onednn(x, 8) == taken
+        with fast_paths(onednn=True):
+            assert products._by_onednn(x, 8)
+        with fast_paths(onednn=False):
+            assert not products._by_onednn(x, 8)
+    finally:
+        products.by_default.cache_clear()
+
+
+@needs_onednn
+def test_a_wide_inner_product_is_torchs_own(counted):
+    narrow, wide = _random(0, 30, products.WIDEST_INNER), _random(1, 30, products.WIDEST_INNER + 1)
+    assert torch.equal(products.inner(wide, wide), wide.mT @ wide)
+    assert not counted
+    products.inner(wide, narrow)
+    assert len(counted) == 1
 
 
 @needs_onednn

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from alloralib import AlloraConfig
+from alloralib import AlloraConfig, hold_row_scales
 from alloralib.adapters.attach import AlloraLayer
 
 STEPS, BATCH, LENGTH = 4, 8, 9
@@ -94,6 +94,21 @@ def shard(model: nn.Module) -> nn.Module:
 def ddp(path: str, apply_to: str) -> dict[str, Tensor]:
     model = nn.parallel.DistributedDataParallel(adapted(path, apply_to))
     return adapter(train(model, batches(dist.get_rank(), dist.get_world_size()), apply_to))
+
+
+def adding_up(
+    path: str, rank: int = 0, world: int = 1, prepare: Callable[[nn.Module], nn.Module] = nn.Module.eval
+) -> nn.Module:
+    """Two batches to a step, the scales held in between."""
+    model = prepare(adapted(path))
+    opt = optimiser(model, "gradient")
+    with hold_row_scales():
+        for k, tokens in enumerate(batches(rank, world)):
+            (model(input_ids=tokens, labels=tokens).loss / 2).backward()
+            if k % 2:
+                opt.step()
+                opt.zero_grad()
+    return model
 
 
 def fsdp2(path: str, apply_to: str = "gradient") -> dict[str, Tensor]:
@@ -188,6 +203,7 @@ def main(path: str, out: Path) -> None:
         "ddp-gradient": lambda: ddp(path, "gradient"),
         "ddp-update": lambda: ddp(path, "update"),
         "fsdp2": lambda: fsdp2(path),
+        "adding-up": lambda: adapter(adding_up(path, dist.get_rank(), dist.get_world_size(), shard)),
         "norms": lambda: norms_after_gathering(path),
         "accelerate-fsdp2": lambda: accelerate_fsdp2(path, out),
     }

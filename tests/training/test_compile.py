@@ -108,6 +108,7 @@ def test_gradients_are_those_of_the_uncompiled_model(
 
 def test_layers_that_are_large_enough_for_onednn_compile_whole(traced, monkeypatch) -> None:
     monkeypatch.setattr(products, "LEAST_PRODUCTS", 1)
+    monkeypatch.setattr(products, "by_default", lambda: True)
     model = adapted(llama(layers=3))
     compiling.compile_blocks(model)
     assert_same_gradients(model, words(9))

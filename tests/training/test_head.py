@@ -10,6 +10,7 @@ from trl import SFTTrainer
 
 from alloralib import AlloraConfig, fast_paths
 from alloralib.evaluation import next_token
+from alloralib.ops import lowrank
 from alloralib.records import RunRecord
 from alloralib.training.config import RunConfig
 from alloralib.training.head import score_labels_only
@@ -129,6 +130,19 @@ def test_a_run_takes_it_and_its_record_does_not_change(settings, monkeypatch) ->
         assert a == pytest.approx(b, rel=1e-5)
     for when in ("before", "after"):
         assert record.metrics[when] == pytest.approx(plain.metrics[when], rel=1e-5)
+
+
+def test_a_run_takes_the_row_norms_once_per_step(settings, monkeypatch) -> None:
+    taken: list[int] = []
+    right = lowrank.row_norms
+    monkeypatch.setattr(lowrank, "row_norms", lambda A, B: (taken.append(len(B)), right(A, B))[1])
+    record = run(settings)
+    once = len(taken)
+    with fast_paths(held=False):
+        plain = run(settings)
+    # 14 layers, one more time in each step; the preflight's passes are in both
+    assert len(taken) - 2 * once == 14 * settings["max_steps"] * (settings["gradient_accumulation"] - 1)
+    assert record.history == plain.history
 
 
 def test_a_shift_by_one_in_a_run_is_told_apart(settings, monkeypatch) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import products
+from ..ops.held import holding
 
 SETS = (
     ("q_proj", "k_proj", "v_proj"),
@@ -36,19 +37,23 @@ _enabled = {"fused": True, "grouped": True, "logits": True}
 
 
 @contextmanager
-def fast_paths(*, fused: bool = True, grouped: bool = True, logits: bool = True, onednn: bool = True) -> Any:
+def fast_paths(
+    *, fused: bool = True, grouped: bool = True, logits: bool = True, onednn: bool | None = None, held: bool = True
+) -> Any:
     """Turn fast paths off, or on again, within a `with` block.
 
     Args:
         fused: frozen layer and adapter in one autograd node; without, PEFT's own forward pass and our branch beside it.
         grouped: layers that read the same input in one autograd node; needs `fused`.
         logits: a language model's loss without its logits, in chunks; without, what the model's own head makes of it.
-        onednn: the larger float32 products by oneDNN on CPUs; without, torch's default.
+        onednn: the larger float32 products by oneDNN on CPUs, or by torch's default; None takes what is faster on the
+            processor (`ops/products.py`).
+        held: the row norms once per optimiser step where `hold_row_scales` asks for it; without, in every backward pass.
     """
     before = dict(_enabled)
     _enabled.update(fused=fused, grouped=fused and grouped, logits=logits)
     try:
-        with products.onednn(onednn):
+        with products.onednn(onednn), holding(held):
             yield
     finally:
         _enabled.update(before)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import products
 from .adaptors import GradientAdaptor
+from .held import once_per_step
 from .scale import row_norms, scale
 
 
@@ -55,7 +56,7 @@ def lowrank_backward(
     """
     b = B.to(grad.dtype)
     if gradient == "row":
-        s = scale(row_norms(A, B), eta).unsqueeze(-1)  # (n1, 1), float32 or wider
+        s = once_per_step(A, B, eta, lambda: scale(row_norms(A, B), eta)).unsqueeze(-1)  # (n1, 1), float32 or wider
         sb = (s * B).to(grad.dtype)
         grad_B = products.inner(grad, hidden).mul_((scaling * s).to(grad.dtype))
         if need_input:  # the two uses of B in one product of width 2r

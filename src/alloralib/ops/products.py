@@ -1,8 +1,10 @@
-"""The larger products inside a node: on a CPU in float32 by oneDNN, which beats torch's default there.
+"""The larger products inside a node: on a CPU with AVX-512 in float32 by oneDNN, which beats torch's default there.
 
-torch hands float32 products on CPUs to the BLAS it was built with (MKL in the wheels of PyPI), which leaves up to a
-fifth of the machine unused where it does not know the processor; oneDNN compiles its kernels for the processor it finds
-(benchmarks/cpu.py measures both). bfloat16 goes to oneDNN by itself, and other devices have one library only.
+torch hands float32 products on CPUs to the BLAS it was built with (MKL in the wheels of PyPI), which takes the road for AVX2
+on processors that it does not know, AMD's; oneDNN compiles its kernels for what it finds, and is up to twice as fast with
+AVX-512. Where there is AVX2 only it gains nothing and is slower at the narrow products (benchmarks/cpu.py measures both).
+The instruction set decides and no trial run does: the same run on the same machine gives the same bits. bfloat16 goes to
+oneDNN by itself, and other devices have one library only.
 
 Foreign private API used here: `torch.ops.mkldnn._linear_pointwise`, the operator that `torch.compile` itself puts in the
 place of `nn.Linear` on CPUs.
@@ -10,6 +12,7 @@ place of `nn.Linear` on CPUs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -20,8 +23,17 @@ from torch import Tensor
 
 LEAST_PRODUCTS = 2**23
 """Multiplications from which oneDNN is worth its call, which takes longer than that of torch's default."""
+WIDEST_INNER = 128
+"""Width of the narrower factor up to which oneDNN takes a sum over the tokens. Its factors are both transposed there, and at
+width 256 it was seen to fall back to a kernel ten times as slow."""
 
-_enabled = True
+_wanted: bool | None = None
+
+
+@functools.cache
+def by_default() -> bool:
+    """Whether oneDNN is the faster one on this processor."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -36,8 +48,7 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         (N, n1).
     """
     if _by_onednn(rows, weight.shape[0]):
-        operator: Any = torch.ops.mkldnn._linear_pointwise
-        return operator(rows, weight, bias, "none", [], "")
+        return _linear_of_onednn(rows, weight, bias)
     return F.linear(rows, weight, bias)
 
 
@@ -52,30 +63,34 @@ def inner(left: Tensor, right: Tensor) -> Tensor:
         (m, k), contiguous.
     """
     m, k = left.shape[1], right.shape[1]
-    if not _by_onednn(right, m):
+    if min(m, k) > WIDEST_INNER or not _by_onednn(right, m):
         return left.mT @ right
     # oneDNN is fast where the narrow factor is the one it takes for rows
-    return linear(left.mT, right.mT) if m <= k else linear(right.mT, left.mT).mT.contiguous()
+    return _linear_of_onednn(left.mT, right.mT) if m <= k else _linear_of_onednn(right.mT, left.mT).mT.contiguous()
 
 
 @contextmanager
-def onednn(enabled: bool) -> Generator[None]:
-    """Whether oneDNN may be used while this is open."""
-    global _enabled
-    before, _enabled = _enabled, enabled
+def onednn(wanted: bool | None) -> Generator[None]:
+    """Whether oneDNN is used while this is open; None leaves it to `by_default`."""
+    global _wanted
+    before, _wanted = _wanted, wanted
     try:
         yield
     finally:
-        _enabled = before
+        _wanted = before
 
 
 def _by_onednn(rows: Tensor, width: int) -> bool:
     """Whether oneDNN takes a product of `rows` with something `width` wide."""
     return (
         not torch.compiler.is_compiling()  # first: the compiler can neither follow what comes below nor has to
-        and _enabled
+        and (by_default() if _wanted is None else _wanted and torch.backends.mkldnn.is_available())
         and rows.dtype == torch.float32
         and rows.device.type == "cpu"
         and rows.numel() * width >= LEAST_PRODUCTS
-        and torch.backends.mkldnn.is_available()
     )
+
+
+def _linear_of_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    operator: Any = torch.ops.mkldnn._linear_pointwise
+    return operator(rows, weight, bias, "none", [], "")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsag
 
 from ..adapters.methods import optimizer_groups
 from ..errors import ConfigError, TrainingError, did_you_mean
+from ..ops.held import hold_row_scales
 from .batches import BucketBatches, lengths_of
 from .compiling import eagerly, too_small
 from .config import DEFAULT_EPOCHS, RunConfig
@@ -72,7 +74,9 @@ class RunTrainer:
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._sampler.set_epoch(kwargs["epoch"])  # transformers reaches a sampler under two wrappers, not under three
-        super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        # with one batch to a step there would be nothing to take again
+        with hold_row_scales() if self.args.gradient_accumulation_steps > 1 else nullcontext():
+            super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass; the batch's row numbers are kept for an error."""
