@@ -116,7 +116,11 @@ def environment() -> Record:
             continue
     return {
         "command": f"python -m benchmarks.{Path(sys.argv[0]).stem} {shlex.join(_without_directories(sys.argv[1:]))}".strip(),
-        "machine": {"processor": _processor(), "threads": torch.get_num_threads()},
+        "machine": {
+            "processor": _processor(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        },
         "versions": versions,
     }
 

@@ -25,7 +25,7 @@ from . import products
 from ._function import apply_many, once
 from .adaptors import GradientAdaptor
 from .lowrank import lowrank_backward
-from .precision import compute_dtype, without_autocast
+from .precision import compute_dtype, in_dtype, without_autocast
 
 
 class LinearLayer(NamedTuple):
@@ -64,18 +64,18 @@ class _LoraLinears(torch.autograd.Function):
         ctx.bias_dtypes = [None if layer.bias is None else layer.bias.dtype for layer in layers]
         outputs: list[Tensor] = []
         with without_autocast(x.device.type):
-            rows = x.reshape(-1, x.shape[-1]).to(dtype)
+            rows = in_dtype(x.reshape(-1, x.shape[-1]), dtype)
             hidden = products.linear(rows, _stacked(layers, dtype))
             for layer, h in zip(layers, _split(hidden, layers, 1), strict=True):
                 if layer.weight is None:
-                    y = h @ layer.B.to(dtype).mT
+                    y = h @ in_dtype(layer.B, dtype).mT
                     if layer.scaling != 1:
                         y = y * layer.scaling
                 else:
-                    w = layer.weight.to(dtype)
-                    bias = None if layer.bias is None else layer.bias.to(dtype)
+                    w = in_dtype(layer.weight, dtype)
+                    bias = None if layer.bias is None else in_dtype(layer.bias, dtype)
                     y = products.linear(rows, w.mT if fan_in_fan_out else w, bias)
-                    y.addmm_(h, layer.B.to(dtype).mT, alpha=layer.scaling)
+                    y.addmm_(h, in_dtype(layer.B, dtype).mT, alpha=layer.scaling)
                 outputs.append(y.view(*x.shape[:-1], layer.B.shape[0]))
         saved = [t for layer in layers for t in (layer.weight, layer.A, layer.B)]
         ctx.save_for_backward(x, hidden, *saved)
@@ -93,7 +93,7 @@ class _LoraLinears(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * len(tensors)
         grad_x: Tensor | None = None
         with without_autocast(x.device.type):
-            rows = x.reshape(-1, x.shape[-1]).to(dtype)
+            rows = in_dtype(x.reshape(-1, x.shape[-1]), dtype)
             for_A: list[Tensor] = []
             for_input: list[Tensor] = []
             grad_rows: Tensor | None = None
@@ -104,7 +104,7 @@ class _LoraLinears(torch.autograd.Function):
                     for_input.append(for_A[-1])
                     continue
                 need_w, need_b, _, need_B = needs[4 * k : 4 * k + 4]
-                grad = grad.reshape(-1, layer.B.shape[0]).to(dtype)
+                grad = in_dtype(grad.reshape(-1, layer.B.shape[0]), dtype)
                 low = lowrank_backward(
                     grad, h, layer.A, layer.B,
                     scaling=layer.scaling, gradient=ctx.gradient, eta=layer.eta, need_input=need_x,
@@ -114,27 +114,27 @@ class _LoraLinears(torch.autograd.Function):
                     assert low.for_input is not None
                     for_input.append(low.for_input)
                     if layer.weight is not None:
-                        w = layer.weight.to(dtype)
+                        w = in_dtype(layer.weight, dtype)
                         part = products.linear(grad, w if ctx.fan_in_fan_out else w.mT)
                         grad_rows = part if grad_rows is None else grad_rows.add_(part)
                 if need_w:
                     assert layer.weight is not None
                     natural = products.inner(rows, grad) if ctx.fan_in_fan_out else products.inner(grad, rows)
-                    grads[4 * k] = natural.to(layer.weight.dtype)
+                    grads[4 * k] = in_dtype(natural, layer.weight.dtype)
                 if need_b:
                     grads[4 * k + 1] = grad.sum(dim=0).to(ctx.bias_dtypes[k])
                 if need_B:
-                    grads[4 * k + 3] = low.B.to(layer.B.dtype)
+                    grads[4 * k + 3] = in_dtype(low.B, layer.B.dtype)
             if need_x:
                 stacked = _stacked(layers, dtype)
                 both = _joined(for_input, 1)
                 grad_rows = both @ stacked if grad_rows is None else grad_rows.addmm_(both, stacked)
-                grad_x = grad_rows.view(x.shape).to(x.dtype)
+                grad_x = in_dtype(grad_rows.view(x.shape), x.dtype)
             if any(needs[2::4]):
                 grad_A = products.inner(_joined(for_A, 1), rows)
                 for k, part in enumerate(_split(grad_A, layers, 0)):
                     if needs[4 * k + 2]:
-                        grads[4 * k + 2] = part.to(layers[k].A.dtype)
+                        grads[4 * k + 2] = in_dtype(part, layers[k].A.dtype)
         return grad_x, None, None, None, *grads
 
 
@@ -150,7 +150,7 @@ def _layers(tensors: Sequence[Tensor | None], numbers: tuple[tuple[float, float]
 
 def _stacked(layers: list[LinearLayer], dtype: torch.dtype) -> Tensor:
     """All A on top of each other: (sum of ranks, n2)."""
-    return _joined([layer.A.to(dtype) for layer in layers], 0)
+    return _joined([in_dtype(layer.A, dtype) for layer in layers], 0)
 
 
 def _joined(parts: list[Tensor], dim: int) -> Tensor:
@@ -159,7 +159,7 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 def _split(stacked: Tensor, layers: list[LinearLayer], dim: int) -> tuple[Tensor, ...]:
     """Each layer's share of what all ranks made together."""
-    return torch.split(stacked, [layer.A.shape[0] for layer in layers], dim=dim)
+    return (stacked,) if len(layers) == 1 else torch.split(stacked, [layer.A.shape[0] for layer in layers], dim=dim)
 
 
 def lora_linears(

@@ -20,6 +20,7 @@ from torch import Tensor
 from . import products
 from .adaptors import GradientAdaptor
 from .held import once_per_step
+from .precision import in_dtype
 from .scale import row_norms, scale
 
 
@@ -54,11 +55,11 @@ def lowrank_backward(
         eta: ignored by "natural".
         need_input: whether the input of the layer wants a gradient.
     """
-    b = B.to(grad.dtype)
+    b = in_dtype(B, grad.dtype)
     if gradient == "row":
         s = once_per_step(A, B, eta, lambda: scale(row_norms(A, B), eta)).unsqueeze(-1)  # (n1, 1), float32 or wider
-        sb = (s * B).to(grad.dtype)
-        grad_B = products.inner(grad, hidden).mul_((scaling * s).to(grad.dtype))
+        sb = in_dtype(s * B, grad.dtype)
+        grad_B = products.inner(grad, hidden).mul_(in_dtype(s if scaling == 1 else scaling * s, grad.dtype))
         if need_input:  # the two uses of B in one product of width 2r
             for_A, for_input = products.linear(grad, torch.cat([sb, b], dim=1).mT).chunk(2, dim=1)
         else:

@@ -18,6 +18,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)`, and no call where it has that dtype: a node makes many, for layers that may be small."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def without_autocast(device: str) -> AbstractContextManager[object]:
     """Autocast switched off on a kind of device; where it is off already, nothing, which takes no time."""
     return torch.autocast(device_type=device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING

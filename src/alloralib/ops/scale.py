@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .precision import without_autocast
+from .precision import in_dtype, without_autocast
 
 
 def row_norms(A: Tensor, B: Tensor) -> Tensor:
@@ -42,10 +42,10 @@ def row_norms(A: Tensor, B: Tensor) -> Tensor:
 
 
 def _constant(factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A factor without its history, in that dtype. Calls that change nothing take their time too, once per layer and step."""
+    """A factor without its history, in that dtype."""
     if torch.is_grad_enabled():
         factor = factor.detach()
-    return factor if factor.dtype == dtype else factor.to(dtype)
+    return in_dtype(factor, dtype)
 
 
 def scale(magnitude: Tensor, eta: float) -> Tensor:
