@@ -119,16 +119,20 @@ def build(name: str, model: Any, batch: Batch, r: int) -> Arm:
     torch.manual_seed(0)
     if name == "frozen":
         return _frozen(model, batch)
-    if name != "full":
-        model = _adapted(name, model, r)
+    model = model.requires_grad_(True) if name == "full" else _adapted(name, model, r)
     model.train()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, fused=True)
     return Arm(model, batch, optimiser, PATHS.get(name, nullcontext), chunked=name == "allora-chunked")
 
 
 def build_all(names: Iterable[str], base: Any, batch: Batch, r: int) -> dict[str, Arm]:
-    """Arms that share no weights, so that none warms another's memory."""
-    return {name: build(name, copy.deepcopy(base), batch, r) for name in names}
+    """Arms that share the frozen weights, so that none has the better place in memory; full fine-tuning has its own.
+
+    The weights of a real model do not stay in a cache from one arm to the next; a tenth of a step was seen to hang on where
+    they lie.
+    """
+    frozen = {id(p): p for p in base.parameters()}
+    return {name: build(name, copy.deepcopy(base, {} if name == "full" else dict(frozen)), batch, r) for name in names}
 
 
 def _frozen(model: Any, batch: Batch) -> Arm:

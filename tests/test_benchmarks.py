@@ -104,8 +104,12 @@ def test_the_arms_compute_the_same(make: Any) -> None:
         assert trained == {"lora_"}, name
     frozen, full = built["frozen"], built["full"]
     torch.testing.assert_close(frozen.loss(), full.loss())
-    for arm in built.values():
+    places = {name: {p.data_ptr() for p in arm.model.parameters()} for name, arm in built.items()}
+    weights = places["frozen"]
+    for name, arm in built.items():
+        assert weights.isdisjoint(places[name]) if name == "full" else weights <= places[name], name
         arm.step()
+    assert not torch.equal(frozen.loss(), full.loss()), "full fine-tuning moves its own weights and nobody else's"
     assert not torch.equal(factors(ours, "lora_B")[0], factors(built["peft-lora"], "lora_B")[0])
 
 
