@@ -19,8 +19,12 @@ def _random(seed: int, *shape: int, dtype=torch.float32):
 @pytest.fixture
 def counted(monkeypatch):
     """How often oneDNN was called, with every product large enough for it, on a processor that it is faster on."""
+    monkeypatch.setattr(products, "by_default", lambda: True)
+    return _count(monkeypatch)
+
+
+def _count(monkeypatch):
     calls = []
-    monkeypatch.setattr(products, "by_default", torch.backends.mkldnn.is_available)
     operator = torch.ops.mkldnn._linear_pointwise
     monkeypatch.setattr(products, "LEAST_PRODUCTS", 1)
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *a: (calls.append(a), operator(*a))[1])
@@ -88,16 +92,24 @@ def test_the_switch_turns_it_off_and_on_again(counted):
 @needs_onednn
 @pytest.mark.parametrize(("capability", "taken"), [("AVX512", True), ("AVX2", False)])
 def test_the_processor_decides_unless_it_is_said(monkeypatch, capability, taken):
+    calls = _count(monkeypatch)
     products.by_default.cache_clear()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(products, "LEAST_PRODUCTS", 1)
-    x = _random(0, 9, 16)
+    x, w = _random(0, 9, 16), _random(1, 8, 16)
     try:
-        assert products._by_onednn(x, 8) == taken
+        products.linear(x, w)
+        products.inner(x, x)
+        assert len(calls) == 2 * taken
         with fast_paths(onednn=True):
-            assert products._by_onednn(x, 8)
+            products.linear(x, w)
+        assert len(calls) == 2 * taken + 1
+        monkeypatch.setattr(products, "WIDE", 8)  # a width from which it is the faster one everywhere
+        products.linear(x, w)
+        products.inner(x, x)
+        assert len(calls) == 4 * taken + 1 + (not taken)
         with fast_paths(onednn=False):
-            assert not products._by_onednn(x, 8)
+            products.linear(x, w)
+        assert len(calls) == 4 * taken + 1 + (not taken)
     finally:
         products.by_default.cache_clear()
 

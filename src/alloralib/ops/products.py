@@ -1,8 +1,9 @@
-"""The larger products inside a node: on a CPU with AVX-512 in float32 by oneDNN, which beats torch's default there.
+"""The larger products inside a node: on a CPU in float32 by oneDNN where it beats torch's default.
 
 torch hands float32 products on CPUs to the BLAS it was built with (MKL in the wheels of PyPI), which takes the road for AVX2
 on processors that it does not know, AMD's; oneDNN compiles its kernels for what it finds, and is up to twice as fast with
-AVX-512. Where there is AVX2 only it gains nothing and is slower at the narrow products (benchmarks/cpu.py measures both).
+AVX-512. Where there is AVX2 only it gains nothing and is slower at the narrow products, but for the logits of a vocabulary, where
+MKL is slow (benchmarks/cpu.py measures both).
 The instruction set decides and no trial run does: the same run on the same machine gives the same bits. bfloat16 goes to
 oneDNN by itself, and other devices have one library only.
 
@@ -26,6 +27,8 @@ LEAST_PRODUCTS = 2**23
 WIDEST_INNER = 128
 """Width of the narrower factor up to which oneDNN takes a sum over the tokens. Its factors are both transposed there, and at
 width 256 it was seen to fall back to a kernel ten times as slow."""
+WIDE = 8192
+"""Width of an output from which oneDNN is the faster one on any processor."""
 
 _wanted: bool | None = None
 
@@ -33,7 +36,7 @@ _wanted: bool | None = None
 @functools.cache
 def by_default() -> bool:
     """Whether oneDNN is the faster one on this processor."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -47,7 +50,8 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (N, n1).
     """
-    if _by_onednn(rows, weight.shape[0]):
+    width = weight.shape[0]
+    if _by_onednn(rows, width, wide=width >= WIDE):
         return _linear_of_onednn(rows, weight, bias)
     return F.linear(rows, weight, bias)
 
@@ -71,7 +75,7 @@ def inner(left: Tensor, right: Tensor) -> Tensor:
 
 @contextmanager
 def onednn(wanted: bool | None) -> Generator[None]:
-    """Whether oneDNN is used while this is open; None leaves it to `by_default`."""
+    """Whether oneDNN is used while this is open; None takes what is faster."""
     global _wanted
     before, _wanted = _wanted, wanted
     try:
@@ -80,14 +84,15 @@ def onednn(wanted: bool | None) -> Generator[None]:
         _wanted = before
 
 
-def _by_onednn(rows: Tensor, width: int) -> bool:
+def _by_onednn(rows: Tensor, width: int, *, wide: bool = False) -> bool:
     """Whether oneDNN takes a product of `rows` with something `width` wide."""
     return (
         not torch.compiler.is_compiling()  # first: the compiler can neither follow what comes below nor has to
-        and (by_default() if _wanted is None else _wanted and torch.backends.mkldnn.is_available())
+        and (wide or by_default() if _wanted is None else _wanted)
         and rows.dtype == torch.float32
         and rows.device.type == "cpu"
         and rows.numel() * width >= LEAST_PRODUCTS
+        and torch.backends.mkldnn.is_available()
     )
 
 
