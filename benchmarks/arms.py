@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from alloralib import AlloraConfig, fast_paths
+from alloralib.cli.memory import keep_freed_memory
 from alloralib.evaluation.next_token import score_next_tokens
 
 Batch = dict[str, Any]
@@ -128,9 +129,10 @@ def build(name: str, model: Any, batch: Batch, r: int) -> Arm:
 def build_all(names: Iterable[str], base: Any, batch: Batch, r: int) -> dict[str, Arm]:
     """Arms that share the frozen weights, so that none has the better place in memory; full fine-tuning has its own.
 
-    The weights of a real model do not stay in a cache from one arm to the next; a tenth of a step was seen to hang on where
-    they lie.
+    The weights of a real model do not stay in a cache from one arm to the next. Memory that is freed is kept, as the `allora`
+    command does it: or the arm behind one that needs less would pay for the pages of both, a twelfth of a step.
     """
+    keep_freed_memory()
     frozen = {id(p): p for p in base.parameters()}
     return {name: build(name, copy.deepcopy(base, {} if name == "full" else dict(frozen)), batch, r) for name in names}
 

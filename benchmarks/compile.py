@@ -19,7 +19,7 @@ import tempfile
 import time
 from typing import Any
 
-from .measuring import RECORDS, Record, alternate, environment, write
+from .measuring import Record, alternate, environment, record_of, write
 
 ARMS = ("allora", "peft-lora")
 Batch = dict[str, Any]
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--r", type=int, default=16)
     a = parser.parse_args()
     record = measure(a.rounds, a.warmup, a.rows, a.tokens, a.r)
-    write(record, RECORDS / "compile.json")
+    write(record, record_of("compile"))
     print(record["what"], table(record), sep="\n\n")
 
 

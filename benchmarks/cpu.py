@@ -15,7 +15,7 @@ import subprocess
 import sys
 from typing import Any
 
-from .measuring import RECORDS, Record, alternate, environment, quartiles, ratio, write
+from .measuring import Record, alternate, environment, quartiles, ratio, record_of, write
 
 SHAPES = ((576, 576), (1536, 576), (576, 1536), (2048, 2048), (49152, 576))
 """(n1, n2) of the weight."""
@@ -107,7 +107,7 @@ def main() -> None:
         print("seconds:", *steps_in_a_process(a.steps == "True", a.rounds))
         return
     record = environment() | {"products": products(a.rounds), "memory": memory(a.processes, a.rounds)}
-    write(record, RECORDS / "cpu.json")
+    write(record, record_of("cpu"))
     print(table(record))
 
 

@@ -39,7 +39,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .measuring import RECORDS, Record, environment, write
+from .measuring import Record, environment, record_of, write
 
 PLAIN = Path(__file__).resolve().with_name("plain_job.py")
 TITLES = {
@@ -293,7 +293,7 @@ def main() -> None:
         print(json.dumps(evaluate(name, Path(adapter), Path(test), model)))
         return
     record = measure(arguments)
-    write(record, RECORDS / "job.json")
+    write(record, record_of("job"))
     print(record["what"], table(record), sep="\n\n")
 
 

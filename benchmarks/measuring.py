@@ -20,6 +20,10 @@ from torch import Tensor
 
 Record = dict[str, Any]
 RECORDS = Path(__file__).parent / "records"
+INSTRUCTIONS = torch.backends.cpu.get_cpu_capability().lower()
+"""What the processor here can do at most, as torch sees it: avx2, avx512. Records of different kinds stand side by side."""
+KINDS = {"avx512": "with AVX-512", "avx2": "with AVX2", "unknown": "on an earlier machine"}
+"""Kinds of processors as a title names them; "unknown" is one whose instructions its records do not name."""
 PACKAGES = ("alloralib", "torch", "peft", "transformers", "trl", "datasets", "loralib", "litgpt")
 
 
@@ -118,7 +122,7 @@ def environment() -> Record:
         "command": f"python -m benchmarks.{Path(sys.argv[0]).stem} {shlex.join(_without_directories(sys.argv[1:]))}".strip(),
         "machine": {
             "processor": _processor(),
-            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "instructions": INSTRUCTIONS,
             "threads": torch.get_num_threads(),
         },
         "versions": versions,
@@ -142,9 +146,20 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def read(name: str) -> Record | None:
-    """The committed record of that name, if there is one."""
-    path = RECORDS / f"{name}.json"
+def kinds() -> list[str]:
+    """The kinds of processors that there are records of."""
+    found = sorted(path.name for path in RECORDS.iterdir() if path.is_dir())
+    return [*(kind for kind in KINDS if kind in found), *(kind for kind in found if kind not in KINDS)]
+
+
+def record_of(name: str, kind: str = INSTRUCTIONS) -> Path:
+    """Where the record of that name is for a kind of processor; "" is for what does not depend on it."""
+    return RECORDS / kind / f"{name}.json"
+
+
+def read(name: str, kind: str = INSTRUCTIONS) -> Record | None:
+    """The record of that name, if there is one."""
+    path = record_of(name, kind)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 

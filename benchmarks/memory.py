@@ -17,7 +17,7 @@ import subprocess
 import sys
 from typing import Any
 
-from .measuring import RECORDS, Record, environment, kept_by, reset_peak, resident, write
+from .measuring import Record, environment, kept_by, record_of, reset_peak, resident, write
 
 STEPS = 3
 MIB = 2**20
@@ -87,7 +87,7 @@ def main() -> None:
         print(json.dumps(one(a.arm, a.dtype, a.rows, a.length, a.r)))
         return
     record = measure(a.dtype, a.rows, a.length, a.r)
-    write(record, RECORDS / "memory.json")
+    write(record, record_of("memory"))
     print(record["what"], table(record), sep="\n\n")
 
 

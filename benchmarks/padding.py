@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .measuring import RECORDS, Record, environment, write
+from .measuring import Record, environment, record_of, write
 
 BATCH_SIZE = 16
 SEEDS = 5
@@ -128,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("ALLORA_DATA_DIR", "../shared/data")))
     record = measure(parser.parse_args().data_dir)
-    write(record, RECORDS / "padding.json")
+    write(record, record_of("padding", ""))
     print(record["what"], table(record), sep="\n\n")
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from . import growth, memory, profile_step, stacks, step
-from .measuring import Record, paired, ratio, read
+from . import growth, memory, padding, profile_step, stacks, step
+from .measuring import KINDS, Record, kinds, paired, ratio, read
 
+Seconds = dict[str, list[float]]
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "speed.md"
-PICTURE = ROOT / "docs" / "speed" / "stacks.png"
 README = ROOT / "README.md"
 ARMS = """\
 *Loss in chunks* is the loss as `allora train` makes it, which never holds all logits; the other arms and the limit take the
@@ -22,9 +23,11 @@ model's own. *Siblings apart* computes queries, keys and values, gate and up, ea
 forward pass with ALLoRA's branch beside it, and *torch's products* are those without oneDNN: `alloralib.fast_paths` turns each
 off. loralib and LitGPT stand in the same model with their linear layer. rsLoRA is LoRA with another constant; its difference to
 PEFT LoRA is noise."""
+PEERS = {"peft-lora": "PEFT LoRA", "peft-lora-dropout": "PEFT LoRA with dropout .05", "peft-dora": "PEFT DoRA"}
+"""Arms that ALLoRA is to beat."""
+STEPS = {"step": "The step", "step_bf16": "The step in bfloat16", "minilm": "A small encoder"}
 OTHERS = {
     "job": "The whole job",
-    "padding": "Padding",
     "compile": "`torch.compile` in `allora train`",
     "cpu": "What a CPU is spared",
 }
@@ -46,97 +49,132 @@ The **floor** counts the floating-point operations of ALLoRA's narrow products a
 one of width 576, and everything else none. ALLoRA has one narrow product more than LoRA: B's rows are scaled for the gradient
 of A, and not for the gradient of the input.
 
-In float32 on a CPU, ALLoRA's arms take their larger products by oneDNN, and the others, the limit too, by torch's default:
-that is how a step can be below the limit. *By torch's products* is ALLoRA without oneDNN
-(`alloralib.fast_paths(onednn=False)`): what it is above the limit is the adapters' own, and the floor is a floor of that.
+Two machines of two cores were measured. On a processor **with AVX-512**, ALLoRA's arms take their larger float32 products by
+oneDNN, and the others, the limit too, by torch's default, which has no kernels for that processor: that is how a step can be
+below the limit. *By torch's products* is ALLoRA without oneDNN (`alloralib.fast_paths(onednn=False)`): what it is above the
+limit is the adapters' own, and the floor is a floor of that. **With AVX2** only, all arms take torch's products, but for the
+logits of the loss in chunks. That machine shares its cores with others, and its speed moves by a fifth within minutes: the
+quartiles tell how far to trust a figure.
 """
+
+
+OLDER_STEP = (
+    " Measured when each arm still had frozen weights of its own, freed memory was given back to the kernel, the rule was "
+    "measured behind full fine-tuning, and a node made more calls than it needs."
+)
+OLDER_PROFILE = (
+    " Measured when freed memory was given back to the kernel: its pages are in the operations that ask for new memory, of the "
+    "arms behind one that needs less above all."
+)
+OLDER_STACKS = (
+    " Measured before oneDNN was kept from sums over the tokens wider than 128, where it is thought to fall back to a slow "
+    "kernel: that is what stands at r = 256, and the cure has not been measured on such a processor."
+)
 
 
 def page() -> str:
     """The whole of docs/speed.md."""
-    parts = [INTRODUCTION, targets(), *_steps(), _memory(), _profile(), _stacks(), *_others(), _peers()]
-    return "\n".join(part.rstrip() + "\n" for part in parts if part)
+    parts = [INTRODUCTION, targets()]
+    for name, title in STEPS.items():
+        parts += _sections(name, title, _step)
+    parts += [*_sections("memory", "Memory", _memory), *_sections("profile", "Where the time goes", _profile)]
+    parts += _sections("stacks", "How the cost grows", _stacks)
+    for name, title in OTHERS.items():
+        table = importlib.import_module(f"benchmarks.{name}").table
+        parts += _sections(name, title, lambda record, _, table=table: table(record))
+    padded = read("padding", "")
+    assert padded is not None
+    parts += [f"## Padding\n\n{padding.table(padded)}", _absent()]
+    return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+def _sections(name: str, title: str, text: Callable[[Record, str], str]) -> list[str]:
+    """A section for each kind of processor that there is a record of that name from."""
+    found = {kind: record for kind in kinds() if (record := read(name, kind))}
+    return [f"## {title}, {_kind(kind)}\n\n{text(record, kind)}" for kind, record in found.items()]
+
+
+def _kind(kind: str) -> str:
+    return KINDS.get(kind, f"with {kind}")
 
 
 def readme(text: str) -> str:
-    """The README with the record's table between its markers."""
-    record = read("step")
-    assert record is not None
-    block = f"{record['what']}:\n\n{step.table(record, step.README)}"
+    """The README with the records' tables between its markers."""
+    blocks: list[str] = []
+    for kind in kinds():
+        if record := read("step", kind):
+            blocks.append(f"{_sentence(record['what'])}, on a processor {_kind(kind)}:\n\n{step.table(record, step.README)}")
+    block = "\n\n".join(blocks)
     return re.sub(r"(<!-- bench -->\n).*?(\n<!-- /bench -->)", lambda m: m[1] + block + m[2], text, flags=re.S)
 
 
 def targets() -> str:
     """What was to be reached, and what was."""
-    rows: list[tuple[str, float, float, str, str]] = []
-
-    def timed(
-        what: str, most: float, seconds: dict[str, list[float]], other: str, ours: str = "allora", bound: str = ""
-    ) -> None:
-        low, _, high = paired(seconds, ours, other)
-        rows.append((what, most, ratio(seconds, ours, other), f"{low:.2f} to {high:.2f}", bound))
-
-    def to_the_limit(what: str, most: float, result: Record) -> None:
-        timed(f"step, {what}, of the limit", most, result["seconds"], "frozen")
-        floor = f"{result['floor']['ratio']:.3f}"
-        timed("the same, by torch's products as the limit", most, result["seconds"], "frozen", "allora-default", floor)
-
-    if record := read("step"):
-        seconds = record["seconds"]
-        to_the_limit("SmolLM2-135M", 1.08, record)
-        timed("step, SmolLM2-135M, of PEFT LoRA", 0.95, seconds, "peft-lora")
-        timed("step, SmolLM2-135M, of PEFT LoRA with dropout .05", 0.75, seconds, "peft-lora-dropout")
-        timed("step, SmolLM2-135M, of PEFT DoRA", 0.68, seconds, "peft-dora")
-        rows.append(("the rule (norms, scale) alone, of ALLoRA's step", 0.01, step.rule_share(record), "", ""))
-    if record := read("profile"):
-        rows.append(("the rule within the step, by the profiler", 0.01, profile_step.share(record, profile_step.RULE), "", ""))
-    if (record := read("stacks")) and (result := stacks.find(record, stacks.Point(width=2048))):
-        to_the_limit("hidden size 2048", 1.05, result)
-    if record := read("memory"):
-        kept = {name: arm["kept"] for name, arm in record["arms"].items()}
-        for most, other, name in ((1.0, "peft-lora", "PEFT LoRA"), (0.7, "peft-lora-dropout", "PEFT LoRA with dropout")):
-            rows.append((f"kept for the backward, of {name}", most, kept["allora"] / kept[other], "", ""))
-    lines = ["## Targets", "", "| what | at most | measured | quartiles over rounds | floor | reached |", "|---" * 6 + "|"]
-    for what, most, value, spread, bound in rows:
-        digits = ".2%" if most < 0.1 else ".3f"
-        lines.append(f"| {what} | {most:g} | {value:{digits}} | {spread} | {bound} | {'yes' if value <= most else '**no**'} |")
-    if any(value > most for _, most, value, *_ in rows) and (record := read("profile")):
-        worst = ", ".join(f"{name} ({share:+.1%})" for name, share in profile_step.heaviest(record)[:4])
-        about = "Where the time above the limit goes by torch's products, as shares of the limit"
-        lines += ["", f"{about}: {worst}. All of it is below."]
+    lines = ["## Targets"]
+    for kind in kinds():
+        if not _rows(kind):
+            continue
+        lines += ["", f"On a processor {_kind(kind)}:", ""]
+        lines += ["| what | at most | measured | quartiles over rounds | floor | reached |", "|---" * 6 + "|", *_rows(kind)]
+        if record := read("profile", kind):
+            worst = ", ".join(f"{name} ({share:+.1%})" for name, share in profile_step.heaviest(record)[:4])
+            about = "Where the time above the limit goes by torch's products, as shares of the limit"
+            lines += ["", f"{about}: {worst}. All of it is below."]
     return "\n".join(lines)
 
 
-def _steps() -> list[str]:
-    titles = {"step": "The step", "step_bf16": "The step in bfloat16", "minilm": "A small encoder"}
-    parts: list[str] = []
-    for name, title in titles.items():
-        if record := read(name):
-            notes = (
-                f"Floor {record['floor']['ratio']:.3f}; the rule alone takes {step.rule_share(record):.2%} of ALLoRA's step. "
-                f"Rounds: {record['rounds']}, on {_machine(record)}."
-            )
-            parts.append(f"## {title}\n\n{_sentence(record['what'])}.\n\n{step.table(record)}\n\n{notes}")
-    if parts:
-        parts[0] += "\n\n" + ARMS
-    return parts
+def _rows(kind: str) -> list[str]:
+    """The targets that the records of one kind of processor tell of."""
+    rows: list[str] = []
+
+    def add(what: str, most: float, value: float, spread: str = "", bound: str = "") -> None:
+        digits = ".2%" if most < 0.1 else ".3f"
+        rows.append(f"| {what} | {most:g} | {value:{digits}} | {spread} | {bound} | {'yes' if value <= most else '**no**'} |")
+
+    def timed(what: str, most: float, seconds: Seconds, other: str, ours: str = "allora", bound: str = "") -> None:
+        low, _, high = paired(seconds, ours, other)
+        add(what, most, ratio(seconds, ours, other), f"{low:.2f} to {high:.2f}", bound)
+
+    def to_the_limit(what: str, most: float, result: Record) -> None:
+        floor, by_onednn = f"{result['floor']['ratio']:.3f}", kind == "avx512"
+        timed(f"step, {what}, of the limit", most, result["seconds"], "frozen", bound="" if by_onednn else floor)
+        if by_onednn:
+            timed("the same, by torch's products as the limit", most, result["seconds"], "frozen", "allora-default", floor)
+
+    if record := read("step", kind):
+        to_the_limit("SmolLM2-135M", 1.08, record)
+        for (arm, name), most in zip(PEERS.items(), (0.95, 0.75, 0.68), strict=True):
+            timed(f"step, SmolLM2-135M, of {name}", most, record["seconds"], arm)
+        add("the rule (norms, scale) alone, of ALLoRA's step", 0.01, step.rule_share(record))
+    if record := read("profile", kind):
+        add("the rule within the step, by the profiler", 0.01, profile_step.share(record, profile_step.RULE))
+    if (record := read("stacks", kind)) and (result := stacks.find(record, stacks.Point(width=2048))):
+        to_the_limit("hidden size 2048", 1.05, result)
+    if record := read("memory", kind):
+        kept = {name: arm["kept"] for name, arm in record["arms"].items()}
+        for most, other in ((1.0, "peft-lora"), (0.7, "peft-lora-dropout")):
+            add(f"kept for the backward, of {PEERS[other]}", most, kept["allora"] / kept[other])
+    return rows
 
 
-def _memory() -> str:
-    record = read("memory")
-    if record is None:
-        return ""
+def _step(record: Record, kind: str) -> str:
+    notes = (
+        f"Floor {record['floor']['ratio']:.3f}; the rule alone takes {step.rule_share(record):.2%} of ALLoRA's step. "
+        f"Rounds: {record['rounds']}, on {_machine(record)}."
+    )
+    arms = f"\n\n{ARMS}" if "loralib" in record["seconds"] and "SmolLM2" in record["what"] else ""
+    return f"{_sentence(record['what'])}.\n\n{step.table(record)}\n\n{notes}{'' if _is_new(record) else OLDER_STEP}{arms}"
+
+
+def _memory(record: Record, kind: str) -> str:
     about = (
         f"{_sentence(record['what'])}. *Kept* is counted tensor by tensor, without weights and batch; *resident* is the "
         "highest memory of a process in which that arm alone takes a few steps, with weights, gradients and AdamW's moments."
     )
-    return f"## Memory\n\n{about}\n\n{memory.table(record)}"
+    return f"{about}\n\n{memory.table(record)}"
 
 
-def _profile() -> str:
-    record = read("profile")
-    if record is None:
-        return ""
+def _profile(record: Record, kind: str) -> str:
     about = (
         f"{_sentence(record['what'])}, by torch's profiler, whose own cost is in it; medians over {record['rounds']} steps. "
         "GFLOP/s is the rate of ALLoRA's products: what is far below the frozen layers' rate keeps the step from its floor. "
@@ -144,21 +182,28 @@ def _profile() -> str:
         "Python is none, and is not seen. Where several passes add up to a step the norms are taken in the first of them "
         "(`alloralib.hold_row_scales`; `allora train` does)."
     )
-    return f"## Where the time goes\n\n{about}\n\n{profile_step.table(record)}"
+    if record.get("freed_memory") != "kept":
+        about += OLDER_PROFILE
+    return f"{about}\n\n{profile_step.table(record)}"
 
 
-def _stacks() -> str:
-    record = read("stacks")
-    if record is None:
-        return ""
-    picture = PICTURE.relative_to(PAGE.parent).as_posix()
+def _is_new(record: Record) -> bool:
+    """Whether it was measured since records name the processor's instructions."""
+    return "instructions" in record["machine"]
+
+
+def _picture(kind: str) -> Path:
+    return PAGE.parent / "speed" / f"stacks-{kind}.png"
+
+
+def _stacks(record: Record, kind: str) -> str:
+    picture = _picture(kind).relative_to(PAGE.parent).as_posix()
     return "\n\n".join(
         (
-            "## How the cost grows",
             f"{_sentence(record['what'])}: layers in SmolLM2's proportions from the middle of a model, without embedding and "
             "output layer. One factor is varied at a time around hidden size 1024, one layer, r = 16, 512 tokens, float32; a "
             "factor that the record does not vary yet is not shown. "
-            f"Times the limit; {_machine(record)}.",
+            f"Times the limit; {_machine(record)}.{'' if _is_new(record) else OLDER_STACKS}",
             f"![times the frozen limit by hidden size, layers, rank and tokens]({picture})",
             growth.tables(record),
             "Exponents p of cost ~ factor^p, by least squares on logarithms (blank where noise makes a difference negative):",
@@ -167,24 +212,17 @@ def _stacks() -> str:
     )
 
 
-def _others() -> list[str]:
-    parts: list[str] = []
-    for name, title in OTHERS.items():
-        record = read(name)
-        if record is not None:
-            module = importlib.import_module(f"benchmarks.{name}")
-            parts.append(f"## {title}\n\n{module.table(record)}")
-    return parts
-
-
-def _peers() -> str:
+def _absent() -> str:
     lines = ["## Peers that are not here", ""]
     lines.append(
         "- torchtune: its last release, 0.6.1, imports `torchao.dtypes.nf4tensor`, which torchao 0.18 no longer has, and an "
         "older torchao cannot be installed beside it."
     )
-    record = read("step") or {"absent": {}}
-    lines += [f"- {name}: not installed when this was measured ({reason})." for name, reason in record["absent"].items()]
+    for kind in kinds():
+        absent = (read("step", kind) or {"absent": {}})["absent"]
+        lines += [
+            f"- {name}: not installed when the step was measured {_kind(kind)} ({reason})." for name, reason in absent.items()
+        ]
     return "\n".join(lines)
 
 
@@ -200,8 +238,9 @@ def _machine(record: Record) -> str:
 def main() -> None:
     PAGE.write_text(page(), encoding="utf-8")
     README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
-    if record := read("stacks"):
-        growth.draw(record, PICTURE)
+    for kind in kinds():
+        if record := read("stacks", kind):
+            growth.draw(record, _picture(kind))
     print(PAGE.relative_to(ROOT), README.relative_to(ROOT))
 
 

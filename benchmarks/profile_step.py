@@ -12,7 +12,7 @@ import argparse
 import statistics
 from typing import Any
 
-from .measuring import RECORDS, Record, environment, write
+from .measuring import Record, environment, record_of, write
 
 ARMS = ("frozen", "allora", "allora-default", "peft-lora")
 BASE, LOGITS, ATTENTION, OTHERS = "frozen linear layers", "logits and loss", "attention", "norms, activations, additions"
@@ -86,7 +86,14 @@ def measure(rows: int, length: int, r: int, rounds: int) -> Record:
         name: {c: round(statistics.median(step[c] for step in steps), 6) for c in CATEGORIES} for name, steps in taken.items()
     }
     what = f"operations of a training step, SmolLM2-135M, float32, {rows} x {length} tokens, r = {r}"
-    return {"what": what, "rounds": rounds, **environment(), "seconds": medians, "operations": operations}
+    return {
+        "what": what,
+        "rounds": rounds,
+        **environment(),
+        "freed_memory": "kept",
+        "seconds": medians,
+        "operations": operations,
+    }
 
 
 def _profiled(arm: Any, known: dict[str, int]) -> tuple[dict[str, float], dict[str, int]]:
@@ -155,7 +162,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     a = parser.parse_args()
     record = measure(a.rows, a.length, a.r, a.rounds)
-    write(record, RECORDS / "profile.json")
+    write(record, record_of("profile"))
     print(record["what"], table(record), sep="\n\n")
 
 

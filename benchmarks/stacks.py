@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
-from .measuring import RECORDS, Record, alternate, environment, kept_by, read, write
+from .measuring import Record, alternate, environment, kept_by, read, record_of, write
 
 ROWS = 4
 ARMS = ("frozen", "allora", "allora-default", "peft-lora", "peft-lora-dropout", "peft-dora")
@@ -109,7 +109,7 @@ def main() -> None:
         # a process for each: what one point leaves in memory is not there at the next
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             record["points"].append(pool.submit(measure, point, a.seconds).result())
-        write(record, RECORDS / f"{a.record}.json")
+        write(record, record_of(a.record))
 
 
 if __name__ == "__main__":

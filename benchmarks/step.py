@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from .measuring import RECORDS, Record, alternate, environment, quartiles, ratio, write
+from .measuring import Record, alternate, environment, quartiles, ratio, record_of, write
 
 NAMES = {"smollm2": "SmolLM2-135M", "minilm": "MiniLM-L6, 77 classes"}
 README = ("frozen", "allora", "allora-default", "peft-lora", "peft-lora-dropout", "peft-dora", "loralib", "litgpt", "full")
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=(), help="beside the limit and ALLoRA; default all")
     a = parser.parse_args()
     record = measure(a.model, a.dtype, a.rows, a.length, a.r, a.rounds, a.warmup, tuple(a.arms))
-    write(record, RECORDS / f"{a.record}.json")
+    write(record, record_of(a.record))
     print(record["what"], table(record), f"the rule alone: {rule_share(record):.2%} of ALLoRA's step", sep="\n\n")
 
 
