@@ -112,10 +112,11 @@ def targets() -> str:
     """What was to be reached, and what was."""
     lines = ["## Targets"]
     for kind in kinds():
-        if not _rows(kind):
+        rows = _rows(kind)
+        if not rows:
             continue
         lines += ["", f"On a processor {_kind(kind)}:", ""]
-        lines += ["| what | at most | measured | quartiles over rounds | floor | reached |", "|---" * 6 + "|", *_rows(kind)]
+        lines += ["| what | at most | measured | quartiles over rounds | floor | reached |", "|---" * 6 + "|", *rows]
         if record := read("profile", kind):
             worst = ", ".join(f"{name} ({share:+.1%})" for name, share in profile_step.heaviest(record)[:4])
             about = "Where the time above the limit goes by torch's products, as shares of the limit"

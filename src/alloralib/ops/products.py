@@ -2,9 +2,10 @@
 
 torch hands float32 products on CPUs to the BLAS it was built with (MKL in the wheels of PyPI), which takes the road for AVX2
 on processors that it does not know, AMD's; oneDNN compiles its kernels for what it finds, and is up to twice as fast with
-AVX-512. Where there is AVX2 only it gains nothing and is slower at the narrow products; the logits of a vocabulary are the
-exception, at which MKL is slow (benchmarks/cpu.py measures both). The instruction set decides and no trial run does: the same
-run on the same machine gives the same bits. bfloat16 goes to oneDNN by itself, and other devices have one library only.
+AVX-512. Where there is AVX2 only it was seen to gain nothing and to be slower at the narrow products; the logits of a
+vocabulary are the exception, at which MKL is slow. benchmarks/cpu.py measures the larger products; no record of it with AVX2
+is committed yet. The instruction set decides and no trial run does: the same run on the same machine gives the same bits.
+bfloat16 goes to oneDNN by itself, and other devices have one library only.
 
 Foreign private API used here: `torch.ops.mkldnn._linear_pointwise`, the operator that `torch.compile` itself puts in the
 place of `nn.Linear` on CPUs.
