@@ -1,8 +1,9 @@
 """Two things that cost a CPU more than they need: torch's default product in float32, and memory that is given back.
 
-The products are those of SmolLM2's layers and of wider ones, by torch's default and by oneDNN (`alloralib.ops.products`), in
-turns. What freed memory costs is seen in fresh processes, in turns, which take training steps of a stack of four layers with
-glibc's defaults and with what the `allora` command tells it (`alloralib.cli.memory`).
+The products are those of SmolLM2's layers, of its adapters and of wider layers, by torch's default and by oneDNN
+(`alloralib.ops.products`), in turns. Each call takes another weight, so that none waits in a cache, as in a step. What freed
+memory costs is seen in fresh processes, in turns, which take training steps of a stack of four layers with glibc's defaults
+and with what the `allora` command tells it (`alloralib.cli.memory`).
 
     python -m benchmarks.cpu
 """
@@ -10,41 +11,55 @@ glibc's defaults and with what the `allora` command tells it (`alloralib.cli.mem
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from .measuring import Record, alternate, environment, quartiles, ratio, record_of, write
 
-SHAPES = ((576, 576), (1536, 576), (576, 1536), (2048, 2048), (49152, 576))
-"""(n1, n2) of the weight."""
+FROZEN = ((576, 576), (1536, 576), (576, 1536), (2048, 2048), (5632, 2048), (2048, 5632), (49152, 576))
+"""(n1, n2) of the weight: SmolLM2's layers, those of hidden size 2048, and SmolLM2's vocabulary."""
+NARROW = ((48, 576), (32, 1536), (576, 16), (1536, 16))
+"""Adapters' factors at rank 16: A of queries, keys and values together, A of gate and up, B."""
+COLD = 2**26
+"""Bytes of weights between two calls with the same one."""
 TOKENS = 512
+WIDEST_NARROW = 64
+LIBRARIES = {"default": False, "oneDNN": True}
 WAYS = {"given back": "False", "kept": "True"}
 
 
-def products(rounds: int) -> list[dict[str, Any]]:
-    """Seconds of Y = X W^T and of G W for every shape, each way."""
+def products(shapes: tuple[tuple[int, int], ...], rounds: int) -> list[dict[str, Any]]:
+    """Seconds of Y = X W^T, of G W and, where W is narrow, of the sum over the tokens G^T X, for every shape, each way."""
     import torch
 
-    from alloralib.ops.products import linear, onednn
+    from alloralib.cli.memory import keep_freed_memory
+    from alloralib.ops.products import inner, linear, onednn
 
-    def default(*tensors: Any) -> Any:
-        with onednn(False):
-            return linear(*tensors)
-
-    def by_onednn(*tensors: Any) -> Any:
-        with onednn(True):
-            return linear(*tensors)
-
+    keep_freed_memory()
     found: list[dict[str, Any]] = []
-    for n1, n2 in SHAPES:
-        x, grad, w = torch.randn(TOKENS, n2), torch.randn(TOKENS, n1), torch.randn(n1, n2)
+    for n1, n2 in shapes:
+        x, grad = torch.randn(TOKENS, n2), torch.randn(TOKENS, n1)
+        weights = itertools.cycle([torch.randn(n1, n2) for _ in range(-(-COLD // (4 * n1 * n2)))])
+        takes: dict[str, Callable[[], Any]] = {
+            "forward": lambda x=x, weights=weights: linear(x, next(weights)),
+            "backward": lambda grad=grad, weights=weights: linear(grad, next(weights).mT),
+        }
+        if min(n1, n2) < WIDEST_NARROW:
+            takes["sum"] = lambda grad=grad, x=x: inner(grad, x)
+
+        def by(wanted: bool, take: Callable[[], Any]) -> None:
+            with onednn(wanted):
+                take()
+
         steps = {
-            "forward, default": lambda x=x, w=w: default(x, w),
-            "forward, oneDNN": lambda x=x, w=w: by_onednn(x, w),
-            "backward, default": lambda grad=grad, w=w: default(grad, w.mT),
-            "backward, oneDNN": lambda grad=grad, w=w: by_onednn(grad, w.mT),
+            f"{what}, {way}": functools.partial(by, wanted, take)
+            for what, take in takes.items()
+            for way, wanted in LIBRARIES.items()
         }
         found.append({"n1": n1, "n2": n2, "seconds": alternate(steps, rounds, 2)})
     return found
@@ -81,11 +96,12 @@ def memory(processes: int, rounds: int) -> dict[str, list[float]]:
 def table(record: Record) -> str:
     """The record as Markdown."""
     lines = [f"Float32 products of {TOKENS} tokens, GFLOP/s; {record['machine']['processor']}:", ""]
-    lines += ["| weight | forward: default | oneDNN | backward: default | oneDNN |", "|---|---|---|---|---|"]
+    lines += ["| weight | forward: default | oneDNN | backward: default | oneDNN | sum over tokens: default | oneDNN |"]
+    lines += ["|---|---|---|---|---|---|---|"]
     for found in record["products"]:
         work = 2 * TOKENS * found["n1"] * found["n2"]
-        rates = " | ".join(f"{work / quartiles(seconds)[1] / 1e9:.0f}" for seconds in found["seconds"].values())
-        lines.append(f"| {found['n1']:,} x {found['n2']:,} | {rates} |")
+        rates = [f"{work / quartiles(seconds)[1] / 1e9:.0f}" for seconds in found["seconds"].values()]
+        lines.append(f"| {found['n1']:,} x {found['n2']:,} | {' | '.join([*rates, *[''] * (6 - len(rates))])} |")
     medians = record["memory"]
     lines += [
         "",
@@ -106,7 +122,7 @@ def main() -> None:
     if a.steps is not None:
         print("seconds:", *steps_in_a_process(a.steps == "True", a.rounds))
         return
-    record = environment() | {"products": products(a.rounds), "memory": memory(a.processes, a.rounds)}
+    record = environment() | {"products": products(FROZEN + NARROW, a.rounds), "memory": memory(a.processes, a.rounds)}
     write(record, record_of("cpu"))
     print(table(record))
 

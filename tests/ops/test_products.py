@@ -103,7 +103,7 @@ def test_the_processor_decides_unless_it_is_said(monkeypatch, capability, taken)
         with fast_paths(onednn=True):
             products.linear(x, w)
         assert len(calls) == 2 * taken + 1
-        monkeypatch.setattr(products, "WIDE", 8)  # a width from which it is the faster one everywhere
+        monkeypatch.setattr(products, "LARGE", w.numel())  # a size from which it is the faster one everywhere
         products.linear(x, w)
         products.inner(x, x)
         assert len(calls) == 4 * taken + 1 + (not taken)
@@ -112,6 +112,41 @@ def test_the_processor_decides_unless_it_is_said(monkeypatch, capability, taken)
         assert len(calls) == 4 * taken + 1 + (not taken)
     finally:
         products.by_default.cache_clear()
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("shape", "transposed", "taken"),
+    [
+        ((40, 48), False, True),
+        ((48, 40), False, True),
+        ((40, 48), True, True),
+        ((48, 40), True, False),
+        ((9, 40), False, False),
+    ],
+    ids=["narrowing", "widening", "narrowing, transposed", "widening, transposed", "small"],
+)
+def test_large_weights_are_taken_on_any_processor_but_for_the_transposed_that_widen(monkeypatch, shape, transposed, taken):
+    calls = _count(monkeypatch)
+    monkeypatch.setattr(products, "by_default", lambda: False)
+    monkeypatch.setattr(products, "LARGE", 40 * 48)
+    monkeypatch.setattr(products, "LEAST_TRANSPOSED", 40)
+    w = _random(1, *shape)
+    x, total = _random(0, 7, shape[1]), _random(2, 7, shape[0])
+    products.linear(x, w.mT.contiguous().mT if transposed else w)
+    products.add_linear_(total, x, w.mT.contiguous().mT if transposed else w)
+    assert len(calls) == 2 * taken
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_product_is_added_in_place(monkeypatch, wanted, dtype):
+    monkeypatch.setattr(products, "LEAST_PRODUCTS", 1)
+    x, w, total = (_random(k, *shape, dtype=dtype) for k, shape in enumerate(((9, 16), (8, 16), (9, 8))))
+    exact = total.double() + x.double() @ w.double().mT
+    with fast_paths(onednn=wanted):
+        assert products.add_linear_(total, x, w) is total
+    torch.testing.assert_close(total.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 @needs_onednn

@@ -115,8 +115,11 @@ class _LoraLinears(torch.autograd.Function):
                     for_input.append(low.for_input)
                     if layer.weight is not None:
                         w = in_dtype(layer.weight, dtype)
-                        part = products.linear(grad, w if ctx.fan_in_fan_out else w.mT)
-                        grad_rows = part if grad_rows is None else grad_rows.add_(part)
+                        back = w if ctx.fan_in_fan_out else w.mT
+                        if grad_rows is None:
+                            grad_rows = products.linear(grad, back)
+                        else:
+                            products.add_linear_(grad_rows, grad, back)
                 if need_w:
                     assert layer.weight is not None
                     natural = products.inner(rows, grad) if ctx.fan_in_fan_out else products.inner(grad, rows)
@@ -159,7 +162,9 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 def _split(stacked: Tensor, layers: list[LinearLayer], dim: int) -> tuple[Tensor, ...]:
     """Each layer's share of what all ranks made together."""
-    return (stacked,) if len(layers) == 1 else torch.split(stacked, [layer.A.shape[0] for layer in layers], dim=dim)
+    if len(layers) == 1:
+        return (stacked,)
+    return tuple(torch.split_with_sizes(stacked, [layer.A.shape[0] for layer in layers], dim))
 
 
 def lora_linears(

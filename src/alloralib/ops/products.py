@@ -1,11 +1,12 @@
 """The larger products inside a node: on a CPU in float32 by oneDNN where it beats torch's default.
 
 torch hands float32 products on CPUs to the BLAS it was built with (MKL in the wheels of PyPI), which takes the road for AVX2
-on processors that it does not know, AMD's; oneDNN compiles its kernels for what it finds, and is up to twice as fast with
-AVX-512. Where there is AVX2 only it was seen to gain nothing and to be slower at the narrow products; the logits of a
-vocabulary are the exception, at which MKL is slow. benchmarks/cpu.py measures the larger products; no record of it with AVX2
-is committed yet. The instruction set decides and no trial run does: the same run on the same machine gives the same bits.
-bfloat16 goes to oneDNN by itself, and other devices have one library only.
+on processors that it does not know, AMD's; oneDNN compiles its kernels for what it finds. With AVX-512 it is up to twice as
+fast at any product of some size. With AVX2 only it gains where the weight is large (a twentieth to a fifth at 1,536 x 576, a
+fifth to two thirds at 2,048 x 2,048, more at the logits of a vocabulary), and is equal or loses at smaller ones, at narrow
+products, and on the way back through a layer that narrows (where a transposed weight makes the output wider than the input).
+benchmarks/cpu.py measures them all. Instruction set and shape decide and no trial run does: the same run on the same machine
+gives the same bits. bfloat16 goes to oneDNN by itself, and other devices have one library only.
 
 Foreign private API used here: `torch.ops.mkldnn._linear_pointwise`, the operator that `torch.compile` itself puts in the
 place of `nn.Linear` on CPUs.
@@ -27,15 +28,17 @@ LEAST_PRODUCTS = 2**23
 WIDEST_INNER = 128
 """Width of the narrower factor up to which oneDNN takes a sum over the tokens, whose factors are both transposed. With AVX-512
 a step at r = 256 took 3.5 times as long as by torch's default, and half as long at r = 128."""
-WIDE = 8192
-"""Width of an output from which oneDNN is the faster one on any processor."""
+LARGE = 2**19
+"""Entries of a weight from which oneDNN is the faster one on any processor."""
+LEAST_TRANSPOSED = 2**10
+"""Width of the output from which that holds for a transposed weight too, which is the way back through a layer."""
 
 _wanted: bool | None = None
 
 
 @functools.cache
 def by_default() -> bool:
-    """Whether oneDNN is the faster one on this processor."""
+    """Whether oneDNN is the faster one on this processor at any product of some size."""
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -50,10 +53,22 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (N, n1).
     """
-    width = weight.shape[0]
-    if _by_onednn(rows, width, wide=width >= WIDE):
+    if _by_onednn(rows, weight.shape[0], weight):
         return _linear_of_onednn(rows, weight, bias)
     return F.linear(rows, weight, bias)
+
+
+def add_linear_(total: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """total += rows @ weight^T, without a temporary where the library can add; not differentiable.
+
+    Args:
+        total: (N, n1), changed and returned.
+        rows: (N, n2), of the same dtype.
+        weight: (n1, n2) with any strides, of the same dtype.
+    """
+    if _by_onednn(rows, weight.shape[0], weight):
+        return total.add_(_linear_of_onednn(rows, weight))
+    return total.addmm_(rows, weight.mT)
 
 
 def inner(left: Tensor, right: Tensor) -> Tensor:
@@ -68,7 +83,7 @@ def inner(left: Tensor, right: Tensor) -> Tensor:
     """
     m, k = left.shape[1], right.shape[1]
     if min(m, k) > WIDEST_INNER or not _by_onednn(right, m):
-        return left.mT @ right
+        return torch.mm(left.mT, right)
     # oneDNN is fast where the narrow factor is the one it takes for rows
     return _linear_of_onednn(left.mT, right.mT) if m <= k else _linear_of_onednn(right.mT, left.mT).mT.contiguous()
 
@@ -84,16 +99,21 @@ def onednn(wanted: bool | None) -> Generator[None]:
         _wanted = before
 
 
-def _by_onednn(rows: Tensor, width: int, *, wide: bool = False) -> bool:
-    """Whether oneDNN takes a product of `rows` with something `width` wide."""
+def _by_onednn(rows: Tensor, width: int, weight: Tensor | None = None) -> bool:
+    """Whether oneDNN takes a product of `rows` with something `width` wide, a weight or not."""
     return (
         not torch.compiler.is_compiling()  # first: the compiler can neither follow what comes below nor has to
-        and (wide or by_default() if _wanted is None else _wanted)
+        and (by_default() or (weight is not None and _large(weight)) if _wanted is None else _wanted)
         and rows.dtype == torch.float32
         and rows.device.type == "cpu"
         and rows.numel() * width >= LEAST_PRODUCTS
         and torch.backends.mkldnn.is_available()
     )
+
+
+def _large(weight: Tensor) -> bool:
+    n1, n2 = weight.shape
+    return n1 * n2 >= LARGE and (LEAST_TRANSPOSED <= n1 <= n2 or weight.is_contiguous())
 
 
 def _linear_of_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
