@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ model's own. *Siblings apart* computes queries, keys and values, gate and up, ea
 forward pass with ALLoRA's branch beside it, and *torch's products* are those without oneDNN: `alloralib.fast_paths` turns each
 off. loralib and LitGPT stand in the same model with their linear layer. rsLoRA is LoRA with another constant; its difference to
 PEFT LoRA is noise."""
-PEERS = {"peft-lora": "PEFT LoRA", "peft-lora-dropout": "PEFT LoRA with dropout .05", "peft-dora": "PEFT DoRA"}
+BEATEN = {"peft-lora": "PEFT LoRA", "peft-lora-dropout": "PEFT LoRA with dropout .05", "peft-dora": "PEFT DoRA"}
 """Arms that ALLoRA is to beat."""
 STEPS = {"step": "The step", "step_bf16": "The step in bfloat16", "minilm": "A small encoder"}
 OTHERS = {
@@ -52,9 +53,11 @@ of A, and not for the gradient of the input.
 Two machines of two cores were measured. On a processor **with AVX-512**, ALLoRA's arms take their larger float32 products by
 oneDNN, and the others, the limit too, by torch's default, which has no kernels for that processor: that is how a step can be
 below the limit. *By torch's products* is ALLoRA without oneDNN (`alloralib.fast_paths(onednn=False)`): what it is above the
-limit is the adapters' own, and the floor is a floor of that. **With AVX2** only, all arms take torch's products, but for the
-logits of the loss in chunks. That machine shares its cores with others, and its speed moves by a fifth within minutes: the
-quartiles tell how far to trust a figure.
+limit is the adapters' own, and the floor is a floor of that. **With AVX2** only, oneDNN gains at large weights alone, and
+ALLoRA's arms take those by it. That machine shares its cores with others, and its speed halves and doubles within the hour:
+the quartiles tell how far to trust a figure.
+
+*Loss in chunks* is a step as `allora train` takes it. Where a figure is reached by that alone, the table says so.
 """
 
 
@@ -116,7 +119,8 @@ def targets() -> str:
         if not rows:
             continue
         lines += ["", f"On a processor {_kind(kind)}:", ""]
-        lines += ["| what | at most | measured | quartiles over rounds | floor | reached |", "|---" * 6 + "|", *rows]
+        lines += ["| what | at most | measured | quartiles over rounds | floor | with the loss in chunks | reached |"]
+        lines += ["|---" * 7 + "|", *rows]
         if record := read("profile", kind):
             worst = ", ".join(f"{name} ({share:+.1%})" for name, share in profile_step.heaviest(record)[:4])
             about = "Where the time above the limit goes by torch's products, as shares of the limit"
@@ -128,23 +132,25 @@ def _rows(kind: str) -> list[str]:
     """The targets that the records of one kind of processor tell of."""
     rows: list[str] = []
 
-    def add(what: str, most: float, value: float, spread: str = "", bound: str = "") -> None:
+    def add(what: str, most: float, value: float, spread: str = "", bound: str = "", chunked: float | None = None) -> None:
         digits = ".2%" if most < 0.1 else ".3f"
-        rows.append(f"| {what} | {most:g} | {value:{digits}} | {spread} | {bound} | {'yes' if value <= most else '**no**'} |")
+        reached = "yes" if value <= most else "**no**" if chunked is None or chunked > most else "by the loss in chunks"
+        by_loss = "" if chunked is None else f"{chunked:.3f}"
+        rows.append(f"| {what} | {most:g} | {value:{digits}} | {spread} | {bound} | {by_loss} | {reached} |")
 
     def timed(what: str, most: float, seconds: Seconds, other: str, ours: str = "allora", bound: str = "") -> None:
         low, _, high = paired(seconds, ours, other)
-        add(what, most, ratio(seconds, ours, other), f"{low:.2f} to {high:.2f}", bound)
+        chunked = ratio(seconds, "allora-chunked", other) if ours == "allora" and "allora-chunked" in seconds else None
+        add(what, most, ratio(seconds, ours, other), f"{low:.2f} to {high:.2f}", bound, chunked)
 
     def to_the_limit(what: str, most: float, result: Record) -> None:
-        floor, by_onednn = f"{result['floor']['ratio']:.3f}", kind == "avx512"
-        timed(f"step, {what}, of the limit", most, result["seconds"], "frozen", bound="" if by_onednn else floor)
-        if by_onednn:
-            timed("the same, by torch's products as the limit", most, result["seconds"], "frozen", "allora-default", floor)
+        timed(f"step, {what}, of the limit", most, result["seconds"], "frozen")
+        floor = f"{result['floor']['ratio']:.3f}"
+        timed("the same, by torch's products as the limit", most, result["seconds"], "frozen", "allora-default", floor)
 
     if record := read("step", kind):
         to_the_limit("SmolLM2-135M", 1.08, record)
-        for (arm, name), most in zip(PEERS.items(), (0.95, 0.75, 0.68), strict=True):
+        for (arm, name), most in zip(BEATEN.items(), (0.95, 0.75, 0.68), strict=True):
             timed(f"step, SmolLM2-135M, of {name}", most, record["seconds"], arm)
         add("the rule (norms, scale) alone, of ALLoRA's step", 0.01, step.rule_share(record))
     if record := read("profile", kind):
@@ -154,7 +160,7 @@ def _rows(kind: str) -> list[str]:
     if record := read("memory", kind):
         kept = {name: arm["kept"] for name, arm in record["arms"].items()}
         for most, other in ((1.0, "peft-lora"), (0.7, "peft-lora-dropout")):
-            add(f"kept for the backward, of {PEERS[other]}", most, kept["allora"] / kept[other])
+            add(f"kept for the backward, of {BEATEN[other]}", most, kept["allora"] / kept[other])
     return rows
 
 
@@ -198,19 +204,36 @@ def _picture(kind: str) -> Path:
 
 
 def _stacks(record: Record, kind: str) -> str:
+    rounds = [len(point["seconds"]["frozen"]) for point in record["points"]]
     picture = _picture(kind).relative_to(PAGE.parent).as_posix()
     return "\n\n".join(
         (
             f"{_sentence(record['what'])}: layers in SmolLM2's proportions from the middle of a model, without embedding and "
             "output layer. One factor is varied at a time around hidden size 1024, one layer, r = 16, 512 tokens, float32; a "
             "factor that the record does not vary yet is not shown. "
-            f"Times the limit; {_machine(record)}.{'' if _is_new(record) else OLDER_STACKS}",
+            f"Times the limit, {min(rounds)} to {max(rounds)} rounds a point: medians of three can be far off on a machine that "
+            f"is not quiet; {_machine(record)}.{'' if _is_new(record) else OLDER_STACKS}",
             f"![times the frozen limit by hidden size, layers, rank and tokens]({picture})",
             growth.tables(record),
+            *_slow_bfloat16(record),
             "Exponents p of cost ~ factor^p, by least squares on logarithms (blank where noise makes a difference negative):",
             growth.fits(record),
         )
     )
+
+
+def _slow_bfloat16(record: Record) -> list[str]:
+    """What there is to say where a frozen layer takes several times as long in bfloat16 as in float32."""
+    full, half = (stacks.find(record, stacks.Point(width=stacks.WIDTHS[0], dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    if full is None or half is None:
+        return []
+    times = statistics.median(half["seconds"]["frozen"]) / statistics.median(full["seconds"]["frozen"])
+    if times < 2:
+        return []
+    return [
+        f"In bfloat16 the frozen layer of hidden size {stacks.WIDTHS[0]} takes {times:.0f} times as long as in float32 on this "
+        "processor, which has no instructions for it: train in float32 there. Wider layers and whole models were not measured."
+    ]
 
 
 def _absent() -> str:

@@ -18,7 +18,10 @@ from typing import Any
 from .measuring import Record, alternate, environment, quartiles, ratio, record_of, write
 
 NAMES = {"smollm2": "SmolLM2-135M", "minilm": "MiniLM-L6, 77 classes"}
-README = ("frozen", "allora", "allora-default", "peft-lora", "peft-lora-dropout", "peft-dora", "loralib", "litgpt", "full")
+README = (
+    "frozen", "allora", "allora-chunked", "allora-default", "peft-lora", "peft-lora-dropout", "peft-dora", "loralib", "litgpt",
+    "full",
+)  # fmt: skip
 
 
 def measure(

@@ -24,7 +24,7 @@ _FOR_THE_MODEL = (
 
 MOST_PADDING = 0.05
 """Padding, as a share of a batch's own tokens, above which scoring would rather have another batch."""
-FILLED = 512
+FILLED = 256
 """Tokens, padding included, from which a batch keeps a machine busy: a smaller one is not cut for its padding."""
 
 

@@ -35,7 +35,9 @@ def row_norms(A: Tensor, B: Tensor) -> Tensor:
     do so in float32 too, hence the clamp in front of the root.
     """
     with without_autocast(A.device.type):
-        dtype = torch.promote_types(torch.promote_types(A.dtype, B.dtype), torch.float32)
+        dtype = torch.float32
+        if not A.dtype == B.dtype == dtype:
+            dtype = torch.promote_types(torch.promote_types(A.dtype, B.dtype), dtype)
         a, b = _constant(A, dtype), _constant(B, dtype)
         if a.dim() == 2:  # a layer's own factors, in every backward pass: the operations with the least to do around them
             products = torch.mm(b, torch.mm(a, a.mT)).mul_(b)
