@@ -2,11 +2,11 @@
 
 torch hands float32 products on CPUs to the BLAS it was built with (MKL in the wheels of PyPI), which takes the road for AVX2
 on processors that it does not know, AMD's; oneDNN compiles its kernels for what it finds. With AVX-512 it is up to twice as
-fast at any product of some size. With AVX2 only it gains where the weight is large (a twentieth to a fifth at 1,536 x 576, a
-fifth to two thirds at 2,048 x 2,048, more at the logits of a vocabulary), and is equal or loses at smaller ones, at narrow
-products, and on the way back through a layer that narrows (where a transposed weight makes the output wider than the input).
-benchmarks/cpu.py measures them all. Instruction set and shape decide and no trial run does: the same run on the same machine
-gives the same bits. bfloat16 goes to oneDNN by itself, and other devices have one library only.
+fast at any product of some size. With AVX2 only it gains where the weight is large, at the logits of a vocabulary above all,
+and is equal or loses at smaller ones, at narrow products, and on the way back through a layer that narrows (where a transposed
+weight makes the output wider than the input): benchmarks/cpu.py measures them all. Instruction set and shape decide and no
+trial run does: the same run on the same machine gives the same bits. bfloat16 goes to oneDNN by itself, and other devices have
+one library only.
 
 Foreign private API used here: `torch.ops.mkldnn._linear_pointwise`, the operator that `torch.compile` itself puts in the
 place of `nn.Linear` on CPUs.
