@@ -122,9 +122,10 @@ def test_the_processor_decides_unless_it_is_said(monkeypatch, capability, taken)
         ((48, 40), False, True),
         ((40, 48), True, True),
         ((48, 40), True, False),
+        ((39, 80), True, False),
         ((9, 40), False, False),
     ],
-    ids=["narrowing", "widening", "narrowing, transposed", "widening, transposed", "small"],
+    ids=["narrowing", "widening", "narrowing, transposed", "widening, transposed", "narrow, transposed", "small"],
 )
 def test_large_weights_are_taken_on_any_processor_but_for_the_transposed_that_widen(monkeypatch, shape, transposed, taken):
     calls = _count(monkeypatch)
