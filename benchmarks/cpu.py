@@ -28,34 +28,32 @@ NARROW = ((48, 576), (32, 1536), (576, 16), (1536, 16))
 COLD = 2**26
 """Bytes of weights between two calls with the same one."""
 TOKENS = 512
-WIDEST_NARROW = 64
 LIBRARIES = {"default": False, "oneDNN": True}
 WAYS = {"given back": "False", "kept": "True"}
 
 
-def products(shapes: tuple[tuple[int, int], ...], rounds: int) -> list[dict[str, Any]]:
+def products(rounds: int) -> list[dict[str, Any]]:
     """Seconds of Y = X W^T, of G W and, where W is narrow, of the sum over the tokens G^T X, for every shape, each way."""
     import torch
 
     from alloralib.cli.memory import keep_freed_memory
     from alloralib.ops.products import inner, linear, onednn
 
+    def by(wanted: bool, take: Callable[[], Any]) -> None:
+        with onednn(wanted):
+            take()
+
     keep_freed_memory()
     found: list[dict[str, Any]] = []
-    for n1, n2 in shapes:
+    for n1, n2 in FROZEN + NARROW:
         x, grad = torch.randn(TOKENS, n2), torch.randn(TOKENS, n1)
         weights = itertools.cycle([torch.randn(n1, n2) for _ in range(-(-COLD // (4 * n1 * n2)))])
         takes: dict[str, Callable[[], Any]] = {
             "forward": lambda x=x, weights=weights: linear(x, next(weights)),
             "backward": lambda grad=grad, weights=weights: linear(grad, next(weights).mT),
         }
-        if min(n1, n2) < WIDEST_NARROW:
+        if (n1, n2) in NARROW:
             takes["sum"] = lambda grad=grad, x=x: inner(grad, x)
-
-        def by(wanted: bool, take: Callable[[], Any]) -> None:
-            with onednn(wanted):
-                take()
-
         steps = {
             f"{what}, {way}": functools.partial(by, wanted, take)
             for what, take in takes.items()
@@ -122,7 +120,7 @@ def main() -> None:
     if a.steps is not None:
         print("seconds:", *steps_in_a_process(a.steps == "True", a.rounds))
         return
-    record = environment() | {"products": products(FROZEN + NARROW, a.rounds), "memory": memory(a.processes, a.rounds)}
+    record = environment() | {"products": products(a.rounds), "memory": memory(a.processes, a.rounds)}
     write(record, record_of("cpu"))
     print(table(record))
 

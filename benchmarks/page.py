@@ -232,7 +232,7 @@ def _slow_bfloat16(record: Record) -> list[str]:
         return []
     return [
         f"In bfloat16 the frozen layer of hidden size {stacks.WIDTHS[0]} takes {times:.0f} times as long as in float32 on this "
-        "processor, which has no instructions for it: train in float32 there. Wider layers and whole models were not measured."
+        "processor, which has no instructions for it: train in float32 there."
     ]
 
 

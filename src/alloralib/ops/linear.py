@@ -162,9 +162,7 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 def _split(stacked: Tensor, layers: list[LinearLayer], dim: int) -> tuple[Tensor, ...]:
     """Each layer's share of what all ranks made together."""
-    if len(layers) == 1:
-        return (stacked,)
-    return tuple(torch.split_with_sizes(stacked, [layer.A.shape[0] for layer in layers], dim))
+    return (stacked,) if len(layers) == 1 else torch.split(stacked, [layer.A.shape[0] for layer in layers], dim=dim)
 
 
 def lora_linears(

@@ -29,7 +29,7 @@ WIDEST_INNER = 128
 """Width of the narrower factor up to which oneDNN takes a sum over the tokens, whose factors are both transposed. With AVX-512
 a step at r = 256 took 3.5 times as long as by torch's default, and half as long at r = 128."""
 LARGE = 2**19
-"""Entries of a weight from which oneDNN is the faster one on any processor."""
+"""Entries of a weight from which oneDNN is mostly faster, and not slower, on both kinds of processor that were measured."""
 LEAST_TRANSPOSED = 2**10
 """Width of the output from which that holds for a transposed weight too, which is the way back through a layer."""
 

@@ -35,16 +35,11 @@ def row_norms(A: Tensor, B: Tensor) -> Tensor:
     do so in float32 too, hence the clamp in front of the root.
     """
     with without_autocast(A.device.type):
-        dtype = torch.float32
-        if not A.dtype == B.dtype == dtype:
-            dtype = torch.promote_types(torch.promote_types(A.dtype, B.dtype), dtype)
+        dtype = torch.promote_types(torch.promote_types(A.dtype, B.dtype), torch.float32)
         a, b = _constant(A, dtype), _constant(B, dtype)
-        if a.dim() == 2:  # a layer's own factors, in every backward pass: the operations with the least to do around them
-            products = torch.mm(b, torch.mm(a, a.mT)).mul_(b)
-            squares = torch.mv(products, products.new_ones(products.shape[1]))
-        else:
-            squares = (b @ (a @ a.mT)).mul_(b).sum(dim=-1)
-        return squares.clamp_min_(0).sqrt_()
+        product = torch.mm if a.dim() == 2 else torch.matmul  # mm does less around a product as small as a layer's
+        squares = product(b, product(a, a.mT)).mul_(b).sum(dim=-1)
+        return squares.clamp_(min=0).sqrt_()
 
 
 def _constant(factor: Tensor, dtype: torch.dtype) -> Tensor:
