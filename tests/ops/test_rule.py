@@ -69,7 +69,7 @@ def cancelling(dtype: torch.dtype, rows: int = 2048) -> tuple[torch.Tensor, torc
 
 
 def test_a_bfloat16_gram_matrix_would_have_negative_squares() -> None:
-    """The reason for float32 and for the clamp: without them most rows are NaN here."""
+    """The reason for float32 and for the cut at zero: without them most rows are NaN here."""
     A, B = cancelling(torch.bfloat16)
     squares = ((B @ (A @ A.T)) * B).sum(-1)
     assert (squares < 0).sum() > 500
