@@ -31,6 +31,7 @@ TITLES = {
     "allora": "**alloralib, ALLoRA**",
     "allora-chunked": "alloralib, loss in chunks",
     "allora-ungrouped": "alloralib, siblings apart",
+    "allora-in-turn": "alloralib, norms layer by layer",
     "allora-unfused": "alloralib, no fused node",
     "allora-default": "alloralib, torch's products",
     "peft-lora": "PEFT LoRA, dropout 0",
@@ -44,6 +45,7 @@ TITLES = {
 PEERS = {"loralib": "loralib", "litgpt": "litgpt.lora"}
 PATHS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "allora-ungrouped": lambda: fast_paths(grouped=False),
+    "allora-in-turn": lambda: fast_paths(ahead=False),
     "allora-unfused": lambda: fast_paths(fused=False),
     "allora-default": lambda: fast_paths(onednn=False),
 }

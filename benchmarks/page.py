@@ -20,10 +20,10 @@ PAGE = ROOT / "docs" / "speed.md"
 README = ROOT / "README.md"
 ARMS = """\
 *Loss in chunks* is the loss as `allora train` makes it, which never holds all logits; the other arms and the limit take the
-model's own. *Siblings apart* computes queries, keys and values, gate and up, each for itself, *no fused node* uses PEFT's
-forward pass with ALLoRA's branch beside it, and *torch's products* are those without oneDNN: `alloralib.fast_paths` turns each
-off. loralib and LitGPT stand in the same model with their linear layer. rsLoRA is LoRA with another constant; its difference to
-PEFT LoRA is noise."""
+model's own. *Siblings apart* computes queries, keys and values, gate and up, each for itself, *norms layer by layer*
+takes row norms and scale in each layer's turn and not of all at once, *no fused node* uses PEFT's forward pass with ALLoRA's
+branch beside it, and *torch's products* are those without oneDNN: `alloralib.fast_paths` turns each off. loralib and LitGPT
+stand in the same model with their linear layer. rsLoRA is LoRA with another constant; its difference to PEFT LoRA is noise."""
 BEATEN = {"peft-lora": "PEFT LoRA", "peft-lora-dropout": "PEFT LoRA with dropout .05", "peft-dora": "PEFT DoRA"}
 """Arms that ALLoRA is to beat."""
 STEPS = {"step": "The step", "step_bf16": "The step in bfloat16", "minilm": "A small encoder"}

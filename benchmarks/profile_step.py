@@ -60,8 +60,8 @@ def category(phase: str, name: str, shapes: list[list[int]], *, tokens: int, r: 
             return H if phase == "forward" else (P if m == tokens else GRADS)
         return GRADS if m in narrow else BASE
     first = shapes[0] if shapes else []
-    if phase == "backward" and len(first) == 2 and first[0] != tokens and first[1] in {1, r}:
-        return RULE  # of shape (n1, r) or (n1, 1)
+    if phase == "backward" and first and first[0] != tokens and first[1:] in ([], [1], [r]):
+        return RULE  # of shape (n1, r), (n1, 1) or (n1,), or of the rows of all layers
     return OTHERS
 
 

@@ -91,7 +91,7 @@ def test_the_arms_compute_the_same(make: Any) -> None:
         for parameter in factors(ours, "lora_B"):
             parameter.normal_(generator=generator, std=0.2)
     plain = ours.loss()
-    for name in set(names) & {"allora-ungrouped", "allora-unfused", "allora-default", "peft-lora", "loralib", "litgpt"}:
+    for name in set(names) & {*arms.PATHS, "peft-lora", "loralib", "litgpt"}:
         other = built[name]
         with torch.no_grad():
             for which in ("lora_A", "lora_B"):
@@ -228,6 +228,8 @@ def test_fits_find_what_is_there(tmp_path) -> None:
         ("backward", "aten::mm", [[16, 576], [576, 16]], profile_step.RULE),
         ("backward", "aten::mm", [[576, 16], [16, 16]], profile_step.RULE),
         ("backward", "aten::mul", [[576, 1], [576, 16]], profile_step.RULE),
+        ("backward", "aten::rsub", [[155520], [], []], profile_step.RULE),
+        ("backward", "aten::mul", [[], []], profile_step.OTHERS),
         ("backward", "aten::mul", [[4, 128, 576], [576]], profile_step.OTHERS),
         ("forward", "aten::mm", [[512, 576], [576, 49152]], profile_step.LOGITS),
         ("update", "aten::mul_", [[16, 576], []], profile_step.OPTIMISER),

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from alloralib.ops import lowrank, reference
+from alloralib.ops import lowrank, reference, scale
 from alloralib.ops.linear import lora_linear
 from alloralib.ops.scale import row_norms
 
@@ -27,7 +27,7 @@ def failures(impl) -> set[str]:
 
 
 def norm_squared_under_the_root(monkeypatch):
-    monkeypatch.setattr(lowrank, "row_norms", lambda A, B: row_norms(A, B) ** 2)
+    monkeypatch.setattr(scale, "row_norms", lambda A, B: row_norms(A, B) ** 2)
     return lora_linear
 
 
@@ -43,7 +43,7 @@ def input_gradient_scaled_too(monkeypatch):
 
 
 def scale_per_column(monkeypatch):
-    monkeypatch.setattr(lowrank, "row_norms", lambda A, B: torch.linalg.vector_norm(B @ A, dim=0)[: B.shape[0]])
+    monkeypatch.setattr(scale, "row_norms", lambda A, B: torch.linalg.vector_norm(B @ A, dim=0)[: B.shape[0]])
     return lora_linear
 
 
@@ -75,7 +75,7 @@ def scale_outside_the_sum(monkeypatch):
 
 
 def eta_not_squared(monkeypatch):
-    monkeypatch.setattr(lowrank, "scale", lambda n, eta: (n + 1 / eta) ** -0.5)
+    monkeypatch.setattr(scale, "scale", lambda n, eta: (n + 1 / eta) ** -0.5)
     return lora_linear
 
 

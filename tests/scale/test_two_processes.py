@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from alloralib import fast_paths
 from alloralib.adapters.attach import AlloraLayer
-from alloralib.ops import lowrank
+from alloralib.ops import scale
 
 from . import worker
 
@@ -102,8 +102,8 @@ def test_a_run_without_the_rule_is_told_apart(name: str, results: Path, tiny_lla
 
 def test_norms_of_a_shard_would_be_told_apart(results: Path, tiny_llama: str, monkeypatch) -> None:
     """Each of two processes holding half the columns of A, and taking the norms of those."""
-    whole = lowrank.row_norms
-    monkeypatch.setattr(lowrank, "row_norms", lambda A, B: whole(A[:, : A.shape[1] // 2], B))
+    whole = scale.row_norms
+    monkeypatch.setattr(scale, "row_norms", lambda A, B: whole(A[:, : A.shape[1] // 2], B))
     broken = worker.adapter(worker.train(worker.adapted(tiny_llama), worker.batches()))
     assert furthest(load(results, "fsdp2"), broken) > 1e-3
 

@@ -10,7 +10,7 @@ from trl import SFTTrainer
 
 from alloralib import AlloraConfig, fast_paths
 from alloralib.evaluation import next_token
-from alloralib.ops import lowrank
+from alloralib.ops import scale
 from alloralib.records import RunRecord
 from alloralib.training.config import RunConfig
 from alloralib.training.head import score_labels_only
@@ -134,8 +134,8 @@ def test_a_run_takes_it_and_its_record_does_not_change(settings, monkeypatch) ->
 
 def test_a_run_takes_the_row_norms_once_per_step(settings, monkeypatch) -> None:
     taken: list[int] = []
-    right = lowrank.row_norms
-    monkeypatch.setattr(lowrank, "row_norms", lambda A, B: (taken.append(len(B)), right(A, B))[1])
+    right = scale.row_norms
+    monkeypatch.setattr(scale, "row_norms", lambda A, B: (taken.append(len(B)), right(A, B))[1])
     record = run(settings)
     once = len(taken)
     with fast_paths(held=False):

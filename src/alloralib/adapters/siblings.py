@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import products
+from ..ops.ahead import ahead as taken_ahead
 from ..ops.held import holding
 
 SETS = (
@@ -38,7 +39,13 @@ _enabled = {"fused": True, "grouped": True, "logits": True}
 
 @contextmanager
 def fast_paths(
-    *, fused: bool = True, grouped: bool = True, logits: bool = True, onednn: bool | None = None, held: bool = True
+    *,
+    fused: bool = True,
+    grouped: bool = True,
+    logits: bool = True,
+    onednn: bool | None = None,
+    ahead: bool = True,
+    held: bool = True,
 ) -> Any:
     """Turn fast paths off, or on again, within a `with` block.
 
@@ -48,12 +55,14 @@ def fast_paths(
         logits: a language model's loss without its logits, in chunks; without, what the model's own head makes of it.
         onednn: the larger float32 products by oneDNN on CPUs, or by torch's default; None takes what is faster on the
             processor (`ops/products.py`).
+        ahead: the row norms of all layers at once, when a backward pass comes to the first of them; without, each layer's
+            in its own turn.
         held: the row norms once per optimiser step where `hold_row_scales` asks for it; without, in every backward pass.
     """
     before = dict(_enabled)
     _enabled.update(fused=fused, grouped=fused and grouped, logits=logits)
     try:
-        with products.onednn(onednn), holding(held):
+        with products.onednn(onednn), taken_ahead(ahead), holding(held):
             yield
     finally:
         _enabled.update(before)

@@ -17,7 +17,6 @@ from torch import Tensor
 from ._function import apply, once
 from .held import once_per_step
 from .precision import without_autocast
-from .scale import row_norms, scale
 
 
 class _Delta(torch.autograd.Function):
@@ -33,7 +32,7 @@ class _Delta(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         A, B = ctx.saved_tensors
         with without_autocast(A.device.type):
-            s = once_per_step(A, B, ctx.eta, lambda: scale(row_norms(A, B), ctx.eta)).unsqueeze(-1)
+            s = once_per_step(A, B, ctx.eta)
             grad = (grad_outputs[0] * (ctx.scaling * s)).to(A.dtype)
             return B.mT @ grad, grad @ A.mT, None, None
 

@@ -12,13 +12,15 @@ place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .ahead import Coming, row_scale
 
 
 class _Held(NamedTuple):
@@ -32,23 +34,26 @@ _held: dict[tuple[Any, ...], _Held] | None = None
 _allowed = True
 
 
-def once_per_step(A: Tensor, B: Tensor, eta: float, take: Callable[[], Tensor]) -> Tensor:
-    """What `take` gives, or gave at these factors since the last optimiser step while `hold_row_scales` is open.
+def once_per_step(A: Tensor, B: Tensor, eta: float, coming: Coming | None = None) -> Tensor:
+    """The scale of the rows of BA; while `hold_row_scales` is open, as it was since the last optimiser step.
 
     Args:
         A: (r, n2); parameters or views of them are known again, what was made for this pass is not.
-        B: (n1, r).
+        B: (n1, r). Both may have leading dimensions.
         eta: of the scale.
-        take: -> (n1,), the scale.
+        coming: what the forward pass has announced of them.
+
+    Returns:
+        (n1, 1), in float32 or wider.
     """
     if torch.compiler.is_compiling() or _held is None or not (_lasts(A) and _lasts(B)):
-        return take()
+        return row_scale(A, B, eta, coming)
     key = _places(A, B)
     state = (A._version, B._version, eta)
     known = _held.get(key)
     # where the known factors are is asked for anew: FSDP frees a parameter's memory and leaves the tensor
     if known is None or known.state != state or _places(known.A, known.B) != key:
-        known = _held[key] = _Held(A, B, state, take())
+        known = _held[key] = _Held(A, B, state, row_scale(A, B, eta, coming))
     return known.scale
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from . import products
 from ._function import apply_many, once
 from .adaptors import GradientAdaptor
+from .ahead import Coming, announce
 from .lowrank import lowrank_backward
 from .precision import compute_dtype, in_dtype, without_autocast
 
@@ -56,11 +57,13 @@ class _LoraLinears(torch.autograd.Function):
         gradient: GradientAdaptor,
         numbers: tuple[tuple[float, float], ...],
         fan_in_fan_out: bool,
+        coming: tuple[Coming | None, ...],
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         dtype = compute_dtype(x)
         layers = _layers(tensors, numbers)
         ctx.gradient, ctx.numbers, ctx.fan_in_fan_out, ctx.dtype = gradient, numbers, fan_in_fan_out, dtype
+        ctx.coming = coming
         ctx.bias_dtypes = [None if layer.bias is None else layer.bias.dtype for layer in layers]
         outputs: list[Tensor] = []
         with without_autocast(x.device.type):
@@ -89,7 +92,7 @@ class _LoraLinears(torch.autograd.Function):
         dtype = ctx.dtype
         tensors = [t for i in range(0, len(saved), 3) for t in (saved[i], None, saved[i + 1], saved[i + 2])]
         layers = _layers(tensors, ctx.numbers)
-        need_x, *needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]
+        need_x, *needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[5:]
         grads: list[Tensor | None] = [None] * len(tensors)
         grad_x: Tensor | None = None
         with without_autocast(x.device.type):
@@ -107,7 +110,7 @@ class _LoraLinears(torch.autograd.Function):
                 grad = in_dtype(grad.reshape(-1, layer.B.shape[0]), dtype)
                 low = lowrank_backward(
                     grad, h, layer.A, layer.B,
-                    scaling=layer.scaling, gradient=ctx.gradient, eta=layer.eta, need_input=need_x,
+                    scaling=layer.scaling, gradient=ctx.gradient, eta=layer.eta, need_input=need_x, coming=ctx.coming[k],
                 )  # fmt: skip
                 for_A.append(low.for_A)
                 if need_x:
@@ -138,7 +141,7 @@ class _LoraLinears(torch.autograd.Function):
                 for k, part in enumerate(_split(grad_A, layers, 0)):
                     if needs[4 * k + 2]:
                         grads[4 * k + 2] = in_dtype(part, layers[k].A.dtype)
-        return grad_x, None, None, None, *grads
+        return grad_x, None, None, None, None, *grads
 
 
 def _layers(tensors: Sequence[Tensor | None], numbers: tuple[tuple[float, float], ...]) -> list[LinearLayer]:
@@ -162,7 +165,7 @@ def _joined(parts: list[Tensor], dim: int) -> Tensor:
 
 def _split(stacked: Tensor, layers: list[LinearLayer], dim: int) -> tuple[Tensor, ...]:
     """Each layer's share of what all ranks made together."""
-    return (stacked,) if len(layers) == 1 else torch.split(stacked, [layer.A.shape[0] for layer in layers], dim=dim)
+    return (stacked,) if len(layers) == 1 else torch.split_with_sizes(stacked, [layer.A.shape[0] for layer in layers], dim)
 
 
 def lora_linears(
@@ -182,7 +185,8 @@ def lora_linears(
     """
     numbers = tuple((float(layer.eta), float(layer.scaling)) for layer in layers)
     tensors = [t for layer in layers for t in (layer.weight, layer.bias, layer.A, layer.B)]
-    return apply_many(_LoraLinears, x, gradient, numbers, fan_in_fan_out, *tensors)
+    coming = tuple(announce(layer.A, layer.B, layer.eta) if gradient == "row" else None for layer in layers)
+    return apply_many(_LoraLinears, x, gradient, numbers, fan_in_fan_out, coming, *tensors)
 
 
 def lora_linear(

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from . import products
 from .adaptors import GradientAdaptor
+from .ahead import Coming
 from .held import once_per_step
 from .precision import in_dtype
-from .scale import row_norms, scale
+from .scale import scale
 
 
 class LowRankGrads(NamedTuple):
@@ -42,6 +43,7 @@ def lowrank_backward(
     gradient: GradientAdaptor,
     eta: float,
     need_input: bool,
+    coming: Coming | None = None,
 ) -> LowRankGrads:
     """Gradients at B and at the bottleneck.
 
@@ -54,10 +56,11 @@ def lowrank_backward(
         gradient: which gradient adaptor.
         eta: ignored by "natural".
         need_input: whether the input of the layer wants a gradient.
+        coming: what the forward pass has announced of A and B; read by "row".
     """
     b = in_dtype(B, grad.dtype)
     if gradient == "row":
-        s = once_per_step(A, B, eta, lambda: scale(row_norms(A, B), eta)).unsqueeze(-1)  # (n1, 1), float32 or wider
+        s = once_per_step(A, B, eta, coming)  # (n1, 1), float32 or wider
         sb = in_dtype(s * B, grad.dtype)
         grad_B = products.inner(grad, hidden).mul_(in_dtype(s if scaling == 1 else scaling * s, grad.dtype))
         if need_input:  # the two uses of B in one product of width 2r

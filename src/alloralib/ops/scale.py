@@ -9,7 +9,7 @@ section 4.2 and Fig. 6.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -48,6 +48,23 @@ def _constant(factor: Tensor, dtype: torch.dtype) -> Tensor:
     if torch.is_grad_enabled():
         factor = factor.detach()
     return in_dtype(factor, dtype)
+
+
+def row_scales(pairs: Sequence[tuple[Tensor, Tensor]], eta: float) -> list[Tensor]:
+    """The scale of the rows of BA of several layers, which may differ in shape but not in dtype and device.
+
+    Args:
+        pairs: A and B of each, as `row_norms` takes them; with leading dimensions only where it is one.
+        eta: of the scale.
+
+    Returns:
+        (..., n1, 1) for each, to the bit what it is without the others.
+    """
+    norms = [row_norms(A, B) for A, B in pairs]
+    if len(norms) < 2:
+        return [scale(n, eta).unsqueeze(-1) for n in norms]
+    together = scale(torch.cat(norms), eta).unsqueeze(-1)
+    return list(torch.split_with_sizes(together, [len(n) for n in norms]))
 
 
 def scale(magnitude: Tensor, eta: float) -> Tensor:
