@@ -6,6 +6,7 @@ import gc
 import itertools
 import json
 import platform
+import random
 import shlex
 import statistics
 import sys
@@ -30,17 +31,19 @@ PACKAGES = ("alloralib", "torch", "peft", "transformers", "trl", "datasets", "lo
 def alternate(steps: dict[str, Callable[[], Any]], rounds: int, warmup: int) -> dict[str, list[float]]:
     """Seconds of every step in every round.
 
-    The steps take turns within a round, so that a slow minute of the machine hits all of them, and each round begins with
-    another one. The collector of garbage runs between rounds only.
+    The steps take turns within a round, so that a slow minute of the machine hits all of them, and in another order in each
+    round, so that none is always behind the same other one: what that leaves in caches and in the heap is worth some per
+    cent. The collector of garbage runs between rounds only.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
+    order = random.Random(0)
     gc.collect()
     gc.disable()
     try:
         for turn in range(warmup + rounds):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
+            order.shuffle(names)
+            for name in names:
                 start = time.perf_counter()
                 steps[name]()
                 taken = time.perf_counter() - start

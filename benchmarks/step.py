@@ -43,7 +43,7 @@ def measure(
     steps: dict[str, Callable[[], Any]] = {}
     for name, arm in arms.items():
         steps[name] = arm.step
-        if name == "allora":  # behind its own step, whose factors and gradients it works on
+        if name == "allora":
             steps["rule"] = rule(arm.model)
     seconds = alternate(steps, rounds, warmup)
     what = f"training step, {NAMES[model]}, {dtype}, {rows} x {length} tokens, r = {r}, all linear layers, AdamW"

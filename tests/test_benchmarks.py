@@ -139,9 +139,11 @@ def test_the_rule_keeps_no_more_than_lora() -> None:
 
 def test_steps_take_turns() -> None:
     order: list[str] = []
-    seconds = measuring.alternate({name: lambda name=name: order.append(name) for name in "abc"}, rounds=2, warmup=1)
-    assert "".join(order) == "abcbcacab"
-    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2, "c": 2}
+    seconds = measuring.alternate({name: lambda name=name: order.append(name) for name in "abc"}, rounds=20, warmup=1)
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 20, "b": 20, "c": 20}
+    rounds = ["".join(order[k : k + 3]) for k in range(0, 63, 3)]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert len(set(rounds)) == 6  # so that each has been behind each other one
     times = {"a": [1.0, 4.0, 9.0], "b": [1.0, 1.0, 3.0]}
     assert measuring.ratio(times, "a", "b") == 4.0
     assert measuring.paired(times, "a", "b")[1] == 3.0

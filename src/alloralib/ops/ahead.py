@@ -5,8 +5,8 @@ things, and takes longer than behind its like. So a layer says in its forward pa
 all have said is taken together: the same products for each layer, to the bit, and one scale for all rows (benchmarks/step.py
 measures it).
 
-What was taken is for that backward pass alone: the next one takes A and B as they are then. What was said lives as long as the
-layer's autograd node does.
+What was taken is for that backward pass alone: the next one takes A and B as they are then. What was said is forgotten when it
+has been used, or with the layer's autograd node.
 
 Foreign private API used here: `torch._C._current_graph_task_id`, by which torch's own checkpointing knows a backward pass.
 """
@@ -31,7 +31,7 @@ class Coming:
 
     Attributes:
         factors: A, (r, n2), and B, (n1, r), both parameters.
-        scale: (n1, 1), once a backward pass has taken it.
+        scale: (n1, 1), from when a backward pass has taken it until the layer uses it.
         taken_in: that pass.
     """
 
@@ -41,7 +41,7 @@ class Coming:
         self.factors = A, B
         self.scale: Tensor | None = None
         self.taken_in: int | None = None
-        self._kind = eta, A.device, A.dtype, B.dtype
+        self._kind = eta, A.device, A.dtype, B.dtype, _stream(A.device)
         self._place = self._where()
 
     def is_there(self) -> bool:
@@ -81,6 +81,11 @@ def _stays(factor: Tensor) -> bool:
     return type(factor) in (Tensor, Parameter) and factor.is_leaf
 
 
+def _stream(device: torch.device) -> Any:
+    """Where the forward pass queues its work, and its backward pass too; what is taken in one must not be used in another."""
+    return torch.accelerator.current_stream(device) if device.type in ("cuda", "xpu") else None
+
+
 def row_scale(A: Tensor, B: Tensor, eta: float, coming: Coming | None) -> Tensor:
     """The scale of the rows of BA, within a backward pass; with it, that of all layers that wait.
 
@@ -96,14 +101,24 @@ def row_scale(A: Tensor, B: Tensor, eta: float, coming: Coming | None) -> Tensor
     if coming is None or torch.compiler.is_compiling() or not coming.is_there():
         return row_scales([(A, B)], eta)[0]
     this = _this_pass()
-    if coming.taken_in != this:
+    if coming.scale is None or coming.taken_in != this:
         with _lock:
             known = list(_coming)
-        waiting = [other for other in known if other.waits_with(coming)]
+        waiting = [coming, *(other for other in known if other is not coming and other.waits_with(coming))]
         for other, scale in zip(waiting, row_scales([other.factors for other in waiting], eta), strict=True):
             other.scale, other.taken_in = scale, this
-    assert coming.scale is not None
-    return coming.scale
+    scale = coming.scale
+    assert scale is not None
+    forget(coming)
+    return scale
+
+
+def forget(coming: Coming | None) -> None:
+    """It has what it needs. Whoever keeps a loss keeps its nodes, and these are not to become more from step to step."""
+    if coming is not None:
+        coming.scale = None
+        with _lock:
+            _coming.discard(coming)
 
 
 def _this_pass() -> int:

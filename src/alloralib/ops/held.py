@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .ahead import Coming, row_scale
+from .ahead import Coming, forget, row_scale
 
 
 class _Held(NamedTuple):
@@ -54,6 +54,8 @@ def once_per_step(A: Tensor, B: Tensor, eta: float, coming: Coming | None = None
     # where the known factors are is asked for anew: FSDP frees a parameter's memory and leaves the tensor
     if known is None or known.state != state or _places(known.A, known.B) != key:
         known = _held[key] = _Held(A, B, state, row_scale(A, B, eta, coming))
+    else:
+        forget(coming)
     return known.scale
 
 
