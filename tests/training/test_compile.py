@@ -19,7 +19,7 @@ from transformers import Trainer, ViTConfig, ViTForImageClassification
 from alloralib import AlloraConfig
 from alloralib.cli.main import main
 from alloralib.errors import ModelError, TrainingError
-from alloralib.ops import lowrank, products
+from alloralib.ops import products, scale
 from alloralib.records import RunRecord
 from alloralib.training import compiling
 from alloralib.training.config import RunConfig
@@ -121,12 +121,12 @@ def test_a_compiled_backward_pass_that_loses_the_rule_is_noticed(traced, monkeyp
     assert_same_gradients(model, words(9))
 
     torch.compiler.reset()
-    right = lowrank.scale
+    right = scale.scale
 
     def lost(norms: Tensor, eta: float) -> Tensor:
         return torch.full_like(norms, eta) if torch.compiler.is_compiling() else right(norms, eta)
 
-    monkeypatch.setattr(lowrank, "scale", lost)
+    monkeypatch.setattr(scale, "scale", lost)
     with pytest.raises(AssertionError, match="lora_"):
         assert_same_gradients(model, words(9))
 
