@@ -32,8 +32,8 @@ def alternate(steps: dict[str, Callable[[], Any]], rounds: int, warmup: int) -> 
     """Seconds of every step in every round.
 
     The steps take turns within a round, so that a slow minute of the machine hits all of them, and in another order in each
-    round, so that none is always behind the same other one: what that leaves in caches and in the heap is worth some per
-    cent. The collector of garbage runs between rounds only.
+    round, so that none is always behind the same other one and what it leaves in caches and in the heap. The collector of
+    garbage runs between rounds only.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)

@@ -40,9 +40,8 @@ INTRODUCTION = """\
 Made from the records in `benchmarks/records` by `python -m benchmarks.page`; `make bench` measures them again.
 
 The **limit** is the frozen model: its forward pass and its backward pass to the inputs only. Whatever is trained through it
-costs at least that. All arms run in one process and take turns, round by round; a ratio is one of medians over the rounds. The
-step with AVX2 was measured in another order in each round, which `make bench` does from now on; in the other records each
-round begins with another arm, but an arm is always behind the same one, which can be worth some per cent. An arm is one forward
+costs at least that. All arms run in one process and take turns, round by round; a ratio is one of medians over the rounds.
+The order is drawn anew for each round; in records of before, an arm is always behind the same other one. An arm is one forward
 pass, one backward pass and one step of fused AdamW; model, loss, batch and optimiser are the same for all, the adapted layers
 differ. alpha = r everywhere. *ALLoRA takes* is its time over that arm's: below 1, ALLoRA is faster.
 

@@ -42,19 +42,21 @@ class Coming:
         self.scale: Tensor | None = None
         self.taken_in: int | None = None
         self._kind = eta, A.device, A.dtype, B.dtype, _stream(A.device)
-        self._place = self._where()
+        self._place = places(A, B)
 
     def is_there(self) -> bool:
         """Whether the factors are where they were: DeepSpeed frees a parameter's memory and gathers it again."""
-        return self._place == self._where()
+        return self._place == places(*self.factors)
 
     def waits_with(self, other: Coming) -> bool:
         """Whether its scale is to be taken in one with the other's."""
         # with checkpoints, a pass runs within a pass, and the outer one's scales are not the inner one's to take
         return self._kind == other._kind and self.taken_in == other.taken_in and self.is_there()
 
-    def _where(self) -> tuple[Any, ...]:
-        return tuple((factor.data_ptr(), factor.shape) for factor in self.factors)
+
+def places(A: Tensor, B: Tensor) -> tuple[Any, ...]:
+    """Where in memory the factors are."""
+    return A.data_ptr(), A.shape, B.data_ptr(), B.shape
 
 
 _coming: weakref.WeakSet[Coming] = weakref.WeakSet()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .ahead import Coming, forget, row_scale
+from .ahead import Coming, forget, places, row_scale
 
 
 class _Held(NamedTuple):
@@ -48,19 +48,15 @@ def once_per_step(A: Tensor, B: Tensor, eta: float, coming: Coming | None = None
     """
     if torch.compiler.is_compiling() or _held is None or not (_lasts(A) and _lasts(B)):
         return row_scale(A, B, eta, coming)
-    key = _places(A, B)
+    key = places(A, B)
     state = (A._version, B._version, eta)
     known = _held.get(key)
     # where the known factors are is asked for anew: FSDP frees a parameter's memory and leaves the tensor
-    if known is None or known.state != state or _places(known.A, known.B) != key:
+    if known is None or known.state != state or places(known.A, known.B) != key:
         known = _held[key] = _Held(A, B, state, row_scale(A, B, eta, coming))
     else:
         forget(coming)
     return known.scale
-
-
-def _places(A: Tensor, B: Tensor) -> tuple[Any, ...]:
-    return A.data_ptr(), A.shape, B.data_ptr(), B.shape
 
 
 def _lasts(factor: Tensor) -> bool:
