@@ -28,9 +28,9 @@ $(INSTALLED): pyproject.toml constraints.txt models.txt
 demo: $(INSTALLED)
 	$(BIN)/allora train --config examples/tweets.yaml --overwrite
 
-## test: the whole test suite
+## test: the whole test suite, a process for each core
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 ## quick: the short studies of the paper, run anew and held against the committed records
 quick: $(INSTALLED)

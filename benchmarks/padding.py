@@ -3,9 +3,10 @@
     python -m benchmarks.padding --data-dir DIR
 
 Nothing is timed and no model runs. Training rows: padded to the longest row of the set; in random batches, each padded to
-its own longest; in the batches of `allora train`; means over five seeds. Test rows: as `allora` evaluates them, sorted by
-length; for multiple choice prompts alone and, beside them, the choices' own tokens after the first, which are computed in
-the same batches behind the prompts' keys and values.
+its own longest; in the batches of `allora train`, which are of similar length; and, where a language model is trained, as it
+packs those; means over five seeds. The last two again for small samples of the rows. Test rows: as `allora` evaluates
+them, sorted by length; for multiple choice prompts alone and, beside them, the choices' own tokens after the first, which
+are computed in the same batches behind the prompts' keys and values.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from .measuring import Record, environment, record_of, write
 BATCH_SIZE = 16
 SEEDS = 5
 MAX_LENGTH = 512
+SMALL = (100, 300, 1000)
+"""Rows of the small samples."""
 TOKENIZERS = {"smollm2-135m": "SmolLM2", "minilm-l6": "MiniLM"}
+
+HIDDEN = {"smollm2-135m": 576, "minilm-l6": None}
+"""Hidden size of what packs its rows."""
 
 
 def added(lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> float:
@@ -47,10 +53,27 @@ def token_counts(known: Any, rows: Any, tokenizer: Any) -> list[int]:
     return [min(len(ids), MAX_LENGTH) for ids in tokenizer(texts)["input_ids"]]
 
 
-def trained(lengths: list[int]) -> dict[str, float]:
-    """Padding of the training rows by how batches are made."""
+def bucketed(lengths: list[int], hidden: int | None) -> dict[str, float]:
+    """Padding of the batches of `allora train`, and of what it packs of them for a language model of that hidden size."""
     from alloralib.training.batches import BucketBatches
+    from alloralib.training.packing import arrange
 
+    padded: list[float] = []
+    packed: list[float] = []
+    for seed in range(SEEDS):
+        batches = BucketBatches(lengths, BATCH_SIZE, seed).global_batches()
+        padded.append(added(lengths, batches))
+        if hidden is not None:
+            places = 0
+            for batch in batches:
+                bins = arrange([lengths[row] for row in batch], hidden) or [[k] for k in range(len(batch))]
+                places += max(sum(lengths[batch[k]] for k in rows) for rows in bins) * len(bins)
+            packed.append(places / sum(lengths) - 1)
+    return {"buckets": statistics.fmean(padded)} | ({"packed": statistics.fmean(packed)} if packed else {})
+
+
+def trained(lengths: list[int], hidden: int | None) -> dict[str, Any]:
+    """Padding of the training rows by how batches are made, of all rows and of small samples."""
     everything = [range(len(lengths))]
     return {
         "rows": len(lengths),
@@ -58,9 +81,10 @@ def trained(lengths: list[int]) -> dict[str, float]:
         "longest": max(lengths),
         "set": added(lengths, everything),
         "random": statistics.fmean(added(lengths, random_batches(len(lengths), seed)) for seed in range(SEEDS)),
-        "buckets": statistics.fmean(
-            added(lengths, BucketBatches(lengths, BATCH_SIZE, seed).global_batches()) for seed in range(SEEDS)
-        ),
+        **bucketed(lengths, hidden),
+        "small": {
+            str(rows): bucketed(random.Random(rows).sample(lengths, rows), hidden) for rows in SMALL if rows < len(lengths)
+        },
     }
 
 
@@ -100,7 +124,8 @@ def measure(data_dir: Path) -> dict[str, Any]:
             if model == "minilm-l6" and known.kind != "classification":
                 continue
             tokenizer = load_tokenizer(locate(model))
-            found[model][name] = trained(token_counts(known, parts.train, tokenizer)) | evaluated(known, parts.test, tokenizer)
+            counts = token_counts(known, parts.train, tokenizer)
+            found[model][name] = trained(counts, HIDDEN[model]) | evaluated(known, parts.test, tokenizer)
     return {
         "what": f"tokens that padding adds at {BATCH_SIZE} rows a batch, as a share of the others; means over {SEEDS} seeds",
         **environment(),
@@ -109,19 +134,34 @@ def measure(data_dir: Path) -> dict[str, Any]:
 
 
 def table(record: Record) -> str:
-    """The record as a Markdown table."""
+    """The record as two Markdown tables: all rows of each set, and small samples."""
     lines = [
-        "| tokenizer | set | rows | tokens a row | to the longest | random batches | `allora train` | test rows | choices |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| tokenizer | set | rows | tokens a row | to the longest | random batches | `allora train` | packed | test rows "
+        "| choices |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    small = [
+        "",
+        "Of small samples, in the batches of `allora train` and as a language model is trained on them:",
+        "",
+        "| tokenizer | set | " + " | ".join(f"{rows:,} rows | packed" for rows in SMALL) + " |",
+        "|---|---|" + "---|---|" * len(SMALL),
     ]
     for model, sets in record["padding"].items():
         for name, found in sets.items():
-            choices = f"{found['choices']:.1%}" if "choices" in found else ""
+            start = f"| {TOKENIZERS[model]} | {name} | "
+            whole = [_share(found, key) for key in ("buckets", "packed", "test", "choices")]
             lines.append(
-                f"| {TOKENIZERS[model]} | {name} | {found['rows']:,} | {found['tokens'] / found['rows']:.0f} "
-                f"| {found['set']:.0%} | {found['random']:.0%} | {found['buckets']:.1%} | {found['test']:.1%} | {choices} |"
+                f"{start}{found['rows']:,} | {found['tokens'] / found['rows']:.0f} | {found['set']:.0%} "
+                f"| {found['random']:.0%} | " + " | ".join(whole) + " |"
             )
-    return "\n".join(lines)
+            samples = [found["small"].get(str(rows), {}) for rows in SMALL]
+            small.append(start + " | ".join(f"{_share(s, 'buckets')} | {_share(s, 'packed')}" for s in samples) + " |")
+    return "\n".join(lines + small)
+
+
+def _share(found: dict[str, float], key: str) -> str:
+    return f"{found[key]:.1%}" if key in found else ""
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ SETS = (
 _CROSS = ("encoder_attn", "encdecattention", "cross", "attn2")
 """Where queries read another input than keys and values do."""
 
-_enabled = {"fused": True, "grouped": True, "logits": True}
+_enabled = {"fused": True, "grouped": True, "logits": True, "packed": True}
 
 
 @contextmanager
@@ -43,6 +43,7 @@ def fast_paths(
     fused: bool = True,
     grouped: bool = True,
     logits: bool = True,
+    packed: bool = True,
     onednn: bool | None = None,
     ahead: bool = True,
     held: bool = True,
@@ -53,6 +54,8 @@ def fast_paths(
         fused: frozen layer and adapter in one autograd node; without, PEFT's own forward pass and our branch beside it.
         grouped: layers that read the same input in one autograd node; needs `fused`.
         logits: a language model's loss without its logits, in chunks; without, what the model's own head makes of it.
+        packed: short rows side by side in one where a language model is trained by `allora train` and padding would cost more;
+            without, each row padded to its batch's longest.
         onednn: the larger float32 products by oneDNN on CPUs, or by torch's default; None takes what is faster on the
             processor (`ops/products.py`).
         ahead: the row norms of all layers at once, when a backward pass comes to the first of them; without, each layer's
@@ -60,7 +63,7 @@ def fast_paths(
         held: the row norms once per optimiser step where `hold_row_scales` asks for it; without, in every backward pass.
     """
     before = dict(_enabled)
-    _enabled.update(fused=fused, grouped=fused and grouped, logits=logits)
+    _enabled.update(fused=fused, grouped=fused and grouped, logits=logits, packed=packed)
     try:
         with products.onednn(onednn), taken_ahead(ahead), holding(held):
             yield
@@ -76,6 +79,11 @@ def fused() -> bool:
 def chunked_logits() -> bool:
     """Whether the loss of a language model may be taken without its logits, here and now."""
     return _enabled["logits"] and not torch.compiler.is_compiling()
+
+
+def packs_rows() -> bool:
+    """Whether a language model may be trained on short rows side by side, here and now."""
+    return _enabled["packed"] and not torch.compiler.is_compiling()
 
 
 class Group:

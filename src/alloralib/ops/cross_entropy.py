@@ -26,9 +26,9 @@ from . import products
 from ._function import apply_many
 from .precision import compute_dtype, without_autocast
 
-CHUNK_ENTRIES = 6 * 2**20
-"""Logits that exist at a time where no chunk is asked for: 24 MiB in float32, and as much again for the softmax. What is
-larger than 32 MiB comes from the kernel page by page each time, and smaller chunks leave the products too narrow."""
+CHUNK_ENTRIES = 8 * 2**20 - 2**10
+"""Logits that exist at a time where no chunk is asked for: a little less than 32 MiB in float32, and as much again for the
+softmax. What is larger comes from the kernel page by page each time, and smaller chunks leave the products too narrow."""
 
 
 class TokenScores(NamedTuple):
