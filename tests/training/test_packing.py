@@ -152,7 +152,9 @@ def settings(tiny_llama, tmp_path) -> dict:
     }  # fmt: skip
 
 
-def test_a_run_packs_and_its_record_does_not_change(settings, monkeypatch) -> None:
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_run_packs_and_its_record_does_not_change(accumulation: int, settings, monkeypatch) -> None:
+    settings |= {"gradient_accumulation": accumulation}
     shapes: list[tuple[int, ...]] = []
     right = nn.Embedding.forward
 

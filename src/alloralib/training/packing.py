@@ -79,13 +79,16 @@ def pack(inputs: dict[str, Any], labels: Tensor, hidden: int) -> Packed | None:
     """A padded batch with its rows side by side; None where it has little padding, or something that is not known here.
 
     Args:
-        inputs: input_ids and attention_mask, (batch, length), with padding on the right; other tensors are not known here.
+        inputs: input_ids and attention_mask, (batch, length), with padding on the right; other tensors with rows are
+            not known here.
         labels: (batch, length).
         hidden: the model's hidden size.
     """
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     rest = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
-    if ids is None or mask is None or mask.shape != ids.shape or any(isinstance(value, Tensor) for value in rest.values()):
+    if ids is None or mask is None or mask.shape != ids.shape:
+        return None
+    if any(isinstance(value, Tensor) and value.dim() > 0 for value in rest.values()):  # a number is of no row
         return None
     if not bool((mask[:, 1:] <= mask[:, :-1]).all()):
         return None
