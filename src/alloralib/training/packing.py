@@ -126,8 +126,8 @@ def arrange(lengths: Sequence[int], hidden: int) -> list[list[int]] | None:
         lengths: tokens of every row.
         hidden: the model's hidden size.
 
-    >>> arrange([6, 2, 3], 100)
-    [[0], [2, 1]]
+    >>> arrange([6, 2, 3], 4), arrange([6, 2, 3], 100)
+    ([[0], [2, 1]], [[0, 2, 1]])
     """
     longest, tokens = max(lengths), sum(lengths)
     if min(lengths) < 1 or longest * len(lengths) <= (1 + MOST_PADDING) * tokens:
