@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import LlamaConfig, MambaConfig, MambaForCausalLM
 
 from alloralib import fast_paths
-from alloralib.evaluation.next_token import IGNORED
+from alloralib.evaluation.next_token import IGNORED, score_next_tokens
 from alloralib.records import RunRecord
 from alloralib.training import packing
 from alloralib.training.config import RunConfig
@@ -16,6 +17,7 @@ from alloralib.training.run import train
 from ..adapters.models import gpt2, llama, mixtral
 
 CPU = torch.device("cpu")
+CONFIG = LlamaConfig(hidden_size=64)
 
 
 def batch(lengths: list[int], prompts: list[int] | None = None, vocabulary: int = 60) -> tuple[dict[str, Tensor], Tensor]:
@@ -41,6 +43,15 @@ def test_every_row_is_in_one_bin_and_there_is_less_padding(lengths: list[int], h
         assert sum(lengths) <= width * len(bins) < padded
 
 
+def test_no_bin_is_wider_than_the_model_has_positions() -> None:
+    lengths = [10, 60, 20, 40, 30, 50, 15, 35]
+    for widest in (60, 100, 200):
+        bins = packing.arrange(lengths, 8192, widest)
+        assert bins is not None
+        assert 60 <= max(sum(lengths[row] for row in rows) for rows in bins) <= widest
+    assert packing.arrange(lengths, 8192, 59) is None
+
+
 def test_wide_rows_are_made_where_attention_is_cheap_beside_the_layers() -> None:
     lengths = [10, 60, 20, 40, 30, 50, 15, 35]
     narrow, wide = packing.arrange(lengths, 64), packing.arrange(lengths, 8192)
@@ -54,7 +65,7 @@ def test_tokens_keep_their_positions_and_labels(rows: list[tuple[int, int]]) -> 
     """Against a slow twin, which takes the batch row by row."""
     lengths = [length for length, _ in rows]
     inputs, labels = batch(lengths, [prompt for _, prompt in rows])
-    packed = packing.pack(inputs, labels, 64)
+    packed = packing.pack(inputs, labels, CONFIG)
     if packed is None:
         return
     pairs: list[tuple[int, int, int]] = []  # what is learnt: position, the token before, the label
@@ -74,7 +85,7 @@ def test_scores_and_gradients_are_those_of_padded_rows(make, attention: str) -> 
     model.set_attn_implementation(attention)
     model.get_output_embeddings().weight.data.mul_(10)
     inputs, labels = batch([3, 17, 5, 9, 1, 12, 6, 4], [1, 4, 2, 9, 0, 3, 6, 2])
-    assert packing.pack(inputs, labels, packing.hidden_size(model)) is not None
+    assert packing.pack(inputs, labels, model.config) is not None
     parameters = [
         p for name, p in model.named_parameters() if "norm" in name or "ln" in name or "q_proj" in name or "c_attn" in name
     ]
@@ -101,9 +112,23 @@ def test_a_model_that_looks_over_the_border_is_padded() -> None:
     assert "other logits" in str(packing.why_not_packed(other, leaking, CPU))
 
 
-def test_a_state_that_runs_along_the_row_is_padded() -> None:
-    from transformers import MambaConfig, MambaForCausalLM
+def test_a_model_that_fails_on_it_is_padded() -> None:
+    model = llama().train()
 
+    def failing(**inputs):
+        if "attention_mask" not in inputs:
+            raise KeyError("attention_mask")
+        return model(**inputs)
+
+    inputs, labels = batch([3, 17, 5, 9])
+    assert "KeyError" in str(packing.why_not_packed(model, failing, CPU))
+    found = packing.score_batch(model, dict(inputs), labels, call=failing)
+    expected = score_next_tokens(model, dict(inputs), labels)
+    assert torch.equal(found.scores.loss, expected.scores.loss)
+    assert model.training
+
+
+def test_a_state_that_runs_along_the_row_is_padded() -> None:
     model = MambaForCausalLM(MambaConfig(vocab_size=60, hidden_size=16, state_size=4, num_hidden_layers=2))
     assert packing.why_not_packed(model, model, CPU) == "the model takes no positions"
 
@@ -137,7 +162,7 @@ def test_what_is_not_known_is_padded(what: str) -> None:
         inputs["position_ids"] = torch.arange(9).expand(4, 9)
     else:
         inputs, labels = batch([9, 9, 9, 8])
-    assert packing.pack(inputs, labels, 64) is None
+    assert packing.pack(inputs, labels, CONFIG) is None
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def score_batch(model: Any, inputs: dict[str, Any], labels: Tensor, *, call: Cal
     """
     # asked in every process at the first batch, padded or not: with shards they have to make the same calls
     if packs_rows() and why_not_packed(model, call, labels.device) is None:
-        packed = pack(inputs, labels, hidden_size(model))
+        packed = pack(inputs, labels, model.config.get_text_config())
         if packed is not None:
             scores, _, output = score_next_tokens(model, packed.inputs, packed.labels, call=call)
             order = packed.order.to(scores.loss.device)
@@ -70,19 +70,14 @@ def score_batch(model: Any, inputs: dict[str, Any], labels: Tensor, *, call: Cal
     return score_next_tokens(model, inputs, labels, call=call)
 
 
-def hidden_size(model: Any) -> int:
-    """The model's hidden size."""
-    return int(model.config.get_text_config().hidden_size)
-
-
-def pack(inputs: dict[str, Any], labels: Tensor, hidden: int) -> Packed | None:
+def pack(inputs: dict[str, Any], labels: Tensor, config: Any) -> Packed | None:
     """A padded batch with its rows side by side; None where it has little padding, or something that is not known here.
 
     Args:
         inputs: input_ids and attention_mask, (batch, length), with padding on the right; other tensors with rows are
             not known here.
         labels: (batch, length).
-        hidden: the model's hidden size.
+        config: the model's, with its hidden size and, where it has one, its longest row.
     """
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     rest = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
@@ -93,7 +88,8 @@ def pack(inputs: dict[str, Any], labels: Tensor, hidden: int) -> Packed | None:
     if not bool((mask[:, 1:] <= mask[:, :-1]).all()):
         return None
     lengths: list[int] = mask.sum(dim=1).tolist()
-    bins = arrange(lengths, hidden)
+    # positions begin anew, but a model may keep a mask of as many places as it has positions
+    bins = arrange(lengths, config.hidden_size, getattr(config, "max_position_embeddings", None))
     if bins is None:
         return None
     width = max(sum(lengths[row] for row in rows) for rows in bins)
@@ -116,7 +112,7 @@ def pack(inputs: dict[str, Any], labels: Tensor, hidden: int) -> Packed | None:
     )
 
 
-def arrange(lengths: Sequence[int], hidden: int) -> list[list[int]] | None:
+def arrange(lengths: Sequence[int], hidden: int, widest: int | None = None) -> list[list[int]] | None:
     """Which rows to put side by side; None where all stay apart.
 
     Rows go, the longest first, to the shortest bin. How many bins there are is what costs least: padding, and attention, which
@@ -125,6 +121,7 @@ def arrange(lengths: Sequence[int], hidden: int) -> list[list[int]] | None:
     Args:
         lengths: tokens of every row.
         hidden: the model's hidden size.
+        widest: places that a bin may have; None for any number.
 
     >>> arrange([6, 2, 3], 4), arrange([6, 2, 3], 100)
     ([[0], [2, 1]], [[0, 2, 1]])
@@ -144,7 +141,7 @@ def arrange(lengths: Sequence[int], hidden: int) -> list[list[int]] | None:
             heapq.heapreplace(filled, (full + lengths[row], k))
         width = max(full for full, _ in filled)
         cost = _cost(count, width, hidden)
-        if cost < least:
+        if cost < least and (widest is None or width <= widest):
             least, found = cost, bins
         if width == longest:  # more bins have only more padding
             break
@@ -176,15 +173,21 @@ def _tried(model: Any, call: Callable[..., Any], device: torch.device) -> str | 
         return "the model takes no positions"
     if getattr(model.config, "output_router_logits", False):
         return "the router's loss is made of all places of a batch"
+    config = model.config.get_text_config()
+    if not hasattr(config, "hidden_size"):
+        return "the model's configuration does not name its hidden size"
     if any(module._compiled_call_impl is not None for module in model.modules()):
         return "the model is compiled: packed batches would be programs of their own"
-    ids = torch.arange(len(TRIED) * max(TRIED), device=device).view(len(TRIED), -1) % model.config.get_text_config().vocab_size
+    ids = torch.arange(len(TRIED) * max(TRIED), device=device).view(len(TRIED), -1) % config.vocab_size
     mask = (torch.arange(max(TRIED), device=device) < torch.tensor(TRIED, device=device).unsqueeze(1)).long()
-    packed = pack({"input_ids": ids, "attention_mask": mask}, ids, hidden_size(model))
+    packed = pack({"input_ids": ids, "attention_mask": mask}, ids, config)
     assert packed is not None
-    with answering(model):
-        expected = call(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        got = call(**packed.inputs).logits
+    try:
+        with answering(model):
+            expected = call(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            got = call(**packed.inputs).logits
+    except Exception as error:  # whatever a model's own code makes of it, it can still be trained on padded rows
+        return f"the model fails where rows are side by side: {type(error).__name__}: {error}"
     learnt = packed.labels[:, 1:] != IGNORED
     before = expected[:, 1:][mask[:, 1:].bool()]
     now = got[:, 1:][learnt][packed.order]
