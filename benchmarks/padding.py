@@ -27,7 +27,6 @@ MAX_LENGTH = 512
 SMALL = (100, 300, 1000)
 """Rows of the small samples."""
 TOKENIZERS = {"smollm2-135m": "SmolLM2", "minilm-l6": "MiniLM"}
-
 HIDDEN = {"smollm2-135m": 576, "minilm-l6": None}
 """Hidden size of what packs its rows."""
 
@@ -56,7 +55,7 @@ def token_counts(known: Any, rows: Any, tokenizer: Any) -> list[int]:
 def bucketed(lengths: list[int], hidden: int | None) -> dict[str, float]:
     """Padding of the batches of `allora train`, and of what it packs of them for a language model of that hidden size."""
     from alloralib.training.batches import BucketBatches
-    from alloralib.training.packing import arrange
+    from alloralib.training.packing import arrange, widest_bin
 
     padded: list[float] = []
     packed: list[float] = []
@@ -66,8 +65,9 @@ def bucketed(lengths: list[int], hidden: int | None) -> dict[str, float]:
         if hidden is not None:
             places = 0
             for batch in batches:
-                bins = arrange([lengths[row] for row in batch], hidden) or [[k] for k in range(len(batch))]
-                places += max(sum(lengths[batch[k]] for k in rows) for rows in bins) * len(bins)
+                own = [lengths[row] for row in batch]
+                bins = arrange(own, hidden) or [[k] for k in range(len(own))]
+                places += widest_bin(bins, own) * len(bins)
             packed.append(places / sum(lengths) - 1)
     return {"buckets": statistics.fmean(padded)} | ({"packed": statistics.fmean(packed)} if packed else {})
 

@@ -39,7 +39,8 @@ def test_every_row_is_in_one_bin_and_there_is_less_padding(lengths: list[int], h
         assert bins is None
     if bins is not None:
         assert sorted(row for rows in bins for row in rows) == list(range(len(lengths)))
-        width = max(sum(lengths[row] for row in rows) for rows in bins)
+        width = max(sum(lengths[row] for row in rows) for rows in bins)  # not `widest_bin`: its twin
+        assert width == packing.widest_bin(bins, lengths)
         assert sum(lengths) <= width * len(bins) < padded
 
 
@@ -200,7 +201,7 @@ def test_a_run_packs_and_its_record_does_not_change(accumulation: int, settings,
         assert a == pytest.approx(b, rel=1e-5)
 
 
-def test_rows_that_change_places_are_told_apart(settings, monkeypatch) -> None:
+def test_rows_that_change_places_are_told_apart(monkeypatch) -> None:
     """Without their order, scores are given to other tokens; a weighted sum sees it, a run's mean cannot."""
     model = llama()
     inputs, labels = batch([3, 17, 5, 9, 4, 12])

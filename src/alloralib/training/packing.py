@@ -10,7 +10,8 @@ models do where positions begin anew and nothing is said of a mask (`masking_uti
 models go by it (a state that runs along the row, as Mamba's, does not stop there), and no table says which; so each is tried
 once, on a handful of tokens.
 
-A batch stays what it was to the trainer: its rows, their tokens and their scores. Only the model sees other rows.
+A batch stays what it was to the trainer: its rows, their tokens and their scores. Only the model sees other rows. TRL's
+`packing` puts rows of different steps together, and its `padding_free` makes one row of a batch, with attention over all of it.
 
 Foreign private API used here: `_compiled_call_impl`, by which a torch module knows that it is compiled.
 """
@@ -92,7 +93,7 @@ def pack(inputs: dict[str, Any], labels: Tensor, config: Any) -> Packed | None:
     bins = arrange(lengths, config.hidden_size, getattr(config, "max_position_embeddings", None))
     if bins is None:
         return None
-    width = max(sum(lengths[row] for row in rows) for rows in bins)
+    width = widest_bin(bins, lengths)
     sources: list[list[int]] = []  # where in the flattened batch a token comes from
     positions: list[list[int]] = []
     for rows in bins:
@@ -139,13 +140,22 @@ def arrange(lengths: Sequence[int], hidden: int, widest: int | None = None) -> l
             full, k = filled[0]
             bins[k].append(row)
             heapq.heapreplace(filled, (full + lengths[row], k))
-        width = max(full for full, _ in filled)
+        width = widest_bin(bins, lengths)
         cost = _cost(count, width, hidden)
         if cost < least and (widest is None or width <= widest):
             least, found = cost, bins
         if width == longest:  # more bins have only more padding
             break
     return found
+
+
+def widest_bin(bins: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
+    """Places that every bin gets: the tokens of the fullest.
+
+    >>> widest_bin([[0], [2, 1]], [6, 2, 3])
+    6
+    """
+    return max(sum(lengths[row] for row in rows) for rows in bins)
 
 
 def _cost(count: int, width: int, hidden: int) -> float:
@@ -171,9 +181,9 @@ def why_not_packed(model: Any, call: Callable[..., Any], device: torch.device) -
 def _tried(model: Any, call: Callable[..., Any], device: torch.device) -> str | None:
     if not takes(model, "position_ids"):
         return "the model takes no positions"
+    config = model.config.get_text_config()
     if getattr(model.config, "output_router_logits", False):
         return "the router's loss is made of all places of a batch"
-    config = model.config.get_text_config()
     if not hasattr(config, "hidden_size"):
         return "the model's configuration does not name its hidden size"
     if any(module._compiled_call_impl is not None for module in model.modules()):
