@@ -11,7 +11,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,18 +31,14 @@ PACKAGES = ("alloralib", "torch", "peft", "transformers", "trl", "datasets", "lo
 def alternate(steps: dict[str, Callable[[], Any]], rounds: int, warmup: int) -> dict[str, list[float]]:
     """Seconds of every step in every round.
 
-    The steps take turns within a round, so that a slow minute of the machine hits all of them, and in another order in each
-    round, so that none is always behind the same other one and what it leaves in caches and in the heap. The collector of
-    garbage runs between rounds only.
+    The steps take turns within a round, so that a slow minute of the machine hits all of them, in the order of `shuffled`.
+    The collector of garbage runs between rounds only.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    order = random.Random(0)
     gc.collect()
     gc.disable()
     try:
-        for turn in range(warmup + rounds):
-            order.shuffle(names)
+        for turn, names in enumerate(shuffled(steps, warmup + rounds)):
             for name in names:
                 start = time.perf_counter()
                 steps[name]()
@@ -55,6 +51,16 @@ def alternate(steps: dict[str, Callable[[], Any]], rounds: int, warmup: int) -> 
         gc.enable()
     print(" " * 40, end="\r")
     return seconds
+
+
+def shuffled(names: Iterable[str], rounds: int) -> Iterator[list[str]]:
+    """The names in another order for each round, so that none is always behind the same other one and what it leaves in
+    caches and in the heap."""
+    order = random.Random(0)
+    turn = list(names)
+    for _ in range(rounds):
+        order.shuffle(turn)
+        yield [*turn]
 
 
 def ratio(seconds: dict[str, list[float]], arm: str, other: str) -> float:

@@ -3,10 +3,10 @@
     python -m benchmarks.padding --data-dir DIR
 
 Nothing is timed and no model runs. Training rows: padded to the longest row of the set; in random batches, each padded to
-its own longest; in the batches of `allora train`, which are of similar length; and, where a language model is trained, as it
-packs those; means over five seeds. The last two again for small samples of the rows. Test rows: as `allora` evaluates
-them, sorted by length; for multiple choice prompts alone and, beside them, the choices' own tokens after the first, which
-are computed in the same batches behind the prompts' keys and values.
+its own longest; in the batches of `allora train`, which are of similar length; and as it then packs those for a language model
+(SmolLM2) or cuts them for a classifier (MiniLM); means over five seeds. The last two again for small samples of the rows.
+Test rows: as `allora` evaluates them, sorted by length; for multiple choice prompts alone and, beside them, the choices'
+own tokens after the first, which are computed in the same batches behind the prompts' keys and values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SMALL = (100, 300, 1000)
 """Rows of the small samples."""
 TOKENIZERS = {"smollm2-135m": "SmolLM2", "minilm-l6": "MiniLM"}
 HIDDEN = {"smollm2-135m": 576, "minilm-l6": None}
-"""Hidden size of what packs its rows."""
+"""Hidden size of what packs its rows; None for a classifier, which cuts its batches."""
 
 
 def added(lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> float:
@@ -53,23 +53,24 @@ def token_counts(known: Any, rows: Any, tokenizer: Any) -> list[int]:
 
 
 def bucketed(lengths: list[int], hidden: int | None) -> dict[str, float]:
-    """Padding of the batches of `allora train`, and of what it packs of them for a language model of that hidden size."""
+    """Padding of the batches of `allora train`, and after it has packed them for that hidden size, or cut them."""
     from alloralib.training.batches import BucketBatches
+    from alloralib.training.cutting import parts
     from alloralib.training.packing import arrange, widest_bin
 
+    def places(own: list[int]) -> int:
+        if hidden is None:
+            return sum(max(own[row] for row in rows) * len(rows) for rows in parts(own))
+        bins = arrange(own, hidden) or [[k] for k in range(len(own))]
+        return widest_bin(bins, own) * len(bins)
+
     padded: list[float] = []
-    packed: list[float] = []
+    less: list[float] = []
     for seed in range(SEEDS):
         batches = BucketBatches(lengths, BATCH_SIZE, seed).global_batches()
         padded.append(added(lengths, batches))
-        if hidden is not None:
-            places = 0
-            for batch in batches:
-                own = [lengths[row] for row in batch]
-                bins = arrange(own, hidden) or [[k] for k in range(len(own))]
-                places += widest_bin(bins, own) * len(bins)
-            packed.append(places / sum(lengths) - 1)
-    return {"buckets": statistics.fmean(padded)} | ({"packed": statistics.fmean(packed)} if packed else {})
+        less.append(sum(places([lengths[row] for row in batch]) for batch in batches) / sum(lengths) - 1)
+    return {"buckets": statistics.fmean(padded), "packed_or_cut": statistics.fmean(less)}
 
 
 def trained(lengths: list[int], hidden: int | None) -> dict[str, Any]:
@@ -136,27 +137,27 @@ def measure(data_dir: Path) -> dict[str, Any]:
 def table(record: Record) -> str:
     """The record as two Markdown tables: all rows of each set, and small samples."""
     lines = [
-        "| tokenizer | set | rows | tokens a row | to the longest | random batches | `allora train` | packed | test rows "
-        "| choices |",
+        "| tokenizer | set | rows | tokens a row | to the longest | random batches | `allora train` | packed or cut "
+        "| test rows | choices |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     small = [
         "",
-        "Of small samples, in the batches of `allora train` and as a language model is trained on them:",
+        "Of small samples, in the batches of `allora train`, and packed for a language model or cut for a classifier:",
         "",
-        "| tokenizer | set | " + " | ".join(f"{rows:,} rows | packed" for rows in SMALL) + " |",
+        "| tokenizer | set | " + " | ".join(f"{rows:,} rows | packed or cut" for rows in SMALL) + " |",
         "|---|---|" + "---|---|" * len(SMALL),
     ]
     for model, sets in record["padding"].items():
         for name, found in sets.items():
             start = f"| {TOKENIZERS[model]} | {name} | "
-            whole = [_share(found, key) for key in ("buckets", "packed", "test", "choices")]
+            whole = [_share(found, key) for key in ("buckets", "packed_or_cut", "test", "choices")]
             lines.append(
                 f"{start}{found['rows']:,} | {found['tokens'] / found['rows']:.0f} | {found['set']:.0%} "
                 f"| {found['random']:.0%} | " + " | ".join(whole) + " |"
             )
             samples = [found["small"].get(str(rows), {}) for rows in SMALL]
-            small.append(start + " | ".join(f"{_share(s, 'buckets')} | {_share(s, 'packed')}" for s in samples) + " |")
+            small.append(start + " | ".join(f"{_share(s, 'buckets')} | {_share(s, 'packed_or_cut')}" for s in samples) + " |")
     return "\n".join(lines + small)
 
 

@@ -211,7 +211,7 @@ def _stacks(record: Record, kind: str) -> str:
             f"{_sentence(record['what'])}: layers in SmolLM2's proportions from the middle of a model, without embedding and "
             "output layer. One factor is varied at a time around hidden size 1024, one layer, r = 16, 512 tokens, float32; a "
             "factor that the record does not vary yet is not shown. "
-            f"Times the limit, {min(rounds)} to {max(rounds)} rounds a point: a median of three can be far off on a machine "
+            f"Times the limit, {min(rounds)} to {max(rounds)} rounds a point: a median of so few can be far off on a machine "
             f"that is not quiet; {_machine(record)}.{'' if _is_new(record) else OLDER_STACKS}",
             f"![times the frozen limit by hidden size, layers, rank and tokens]({picture})",
             growth.tables(record),

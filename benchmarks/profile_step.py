@@ -12,7 +12,7 @@ import argparse
 import statistics
 from typing import Any
 
-from .measuring import Record, environment, record_of, write
+from .measuring import Record, environment, record_of, shuffled, write
 
 ARMS = ("frozen", "allora", "allora-default", "peft-lora")
 BASE, LOGITS, ATTENTION, OTHERS = "frozen linear layers", "logits and loss", "attention", "norms, activations, additions"
@@ -66,7 +66,7 @@ def category(phase: str, name: str, shapes: list[list[int]], *, tokens: int, r: 
 
 
 def measure(rows: int, length: int, r: int, rounds: int) -> Record:
-    """Median seconds and operations of every category in one step, for the arms in turn."""
+    """Median seconds and operations of every category in one step, for the arms in turns."""
     from .arms import build_all
     from .models import smollm2
 
@@ -76,9 +76,9 @@ def measure(rows: int, length: int, r: int, rounds: int) -> Record:
     del base
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
     operations: dict[str, dict[str, int]] = {}
-    for turn in range(rounds + 1):
-        for name, arm in arms.items():
-            seconds, operations[name] = _profiled(arm, known)
+    for turn, names in enumerate(shuffled(arms, rounds + 1)):
+        for name in names:
+            seconds, operations[name] = _profiled(arms[name], known)
             if turn:
                 taken[name].append(seconds)
         print(f"  round {turn} of {rounds}", end="\r", flush=True)

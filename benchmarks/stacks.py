@@ -20,7 +20,7 @@ from .measuring import Record, alternate, environment, kept_by, read, record_of,
 
 ROWS = 4
 ARMS = ("frozen", "allora", "allora-default", "peft-lora", "peft-lora-dropout", "peft-dora")
-FEWEST, MOST = 3, 25
+FEWEST, MOST = 7, 25
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def measure(point: Point, seconds: float) -> Record:
     """Seconds and kept bytes of every arm at one point, and the floor there.
 
     Args:
-        seconds: about how long to measure, within 3 to 25 rounds.
+        seconds: about how long to measure, within 7 to 25 rounds.
     """
     import torch
 

@@ -1,10 +1,11 @@
-"""Cross-entropy in chunks is cross-entropy: value, gradient, and what it leaves in memory."""
+"""Cross-entropy in tiles is cross-entropy: value, gradient, and what it leaves in memory."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 
+from alloralib.ops import cross_entropy as module
 from alloralib.ops import products, reference
 from alloralib.ops.cross_entropy import cross_entropy, linear_cross_entropy
 
@@ -20,11 +21,13 @@ def problem(rows: int = N, dtype: torch.dtype = torch.float64, bias: bool = True
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("chunk", [1, 7, N, N + 1, None])
-def test_it_is_the_twin(chunk: int | None, bias: bool) -> None:
+@pytest.mark.parametrize("rows", [1, 4, N])
+@pytest.mark.parametrize("entries", [1, 20, N * V - 1, N * V, None])
+def test_it_is_the_twin(entries: int | None, rows: int, bias: bool, monkeypatch) -> None:
+    monkeypatch.setattr(module, "ROWS", rows)
     hidden, weight, b, labels = problem(bias=bias)
     weights = torch.linspace(-1, 2, N, dtype=torch.float64)  # every row's loss may be used for something else
-    scores = linear_cross_entropy(hidden, weight, b, labels, chunk=chunk)
+    scores = linear_cross_entropy(hidden, weight, b, labels, entries=entries)
     expected = reference.cross_entropy(hidden, weight, b, labels)
     torch.testing.assert_close(scores.loss, expected)
     (grad,) = torch.autograd.grad(scores.loss @ weights, hidden)
@@ -34,7 +37,7 @@ def test_it_is_the_twin(chunk: int | None, bias: bool) -> None:
 
 def test_gradcheck() -> None:
     hidden, weight, b, labels = problem()
-    assert torch.autograd.gradcheck(lambda h: linear_cross_entropy(h, weight, b, labels, chunk=4).loss, hidden)
+    assert torch.autograd.gradcheck(lambda h: linear_cross_entropy(h, weight, b, labels, entries=40).loss, hidden)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(linear_cross_entropy(hidden, weight, b, labels).loss.sum(), hidden, create_graph=True)
 
@@ -44,7 +47,7 @@ def test_entropy_and_hits() -> None:
     logits = F.linear(hidden, weight, b).detach()
     labels[:4] = logits[:4].argmax(dim=1)
     expected = torch.distributions.Categorical(logits=logits).entropy()
-    for scores in (linear_cross_entropy(hidden, weight, b, labels, chunk=4), cross_entropy(logits, labels, chunk=4)):
+    for scores in (linear_cross_entropy(hidden, weight, b, labels, entries=40), cross_entropy(logits, labels, entries=40)):
         torch.testing.assert_close(scores.entropy, expected)
         assert not scores.entropy.requires_grad
         assert torch.equal(scores.hit, logits.argmax(dim=1) == labels)
@@ -72,7 +75,7 @@ def test_no_row_at_all() -> None:
 def test_half_precision(dtype: torch.dtype) -> None:
     """Logits in the model's dtype, the softmax in float32, as transformers takes them."""
     hidden, weight, b, labels = problem(64, dtype)
-    loss = linear_cross_entropy(hidden, weight, b, labels, chunk=9).loss
+    loss = linear_cross_entropy(hidden, weight, b, labels, entries=300).loss
     expected = F.cross_entropy(F.linear(hidden, weight, b).float(), labels, reduction="none")
     assert loss.dtype == torch.float32
     size = torch.finfo(dtype).eps
@@ -96,7 +99,7 @@ def test_under_autocast() -> None:
 def test_a_weight_that_is_trained_gets_its_gradient() -> None:
     hidden, weight, b, labels = problem()
     inputs = hidden, weight.requires_grad_(), b.requires_grad_()
-    loss = linear_cross_entropy(*inputs, labels, chunk=4).loss
+    loss = linear_cross_entropy(*inputs, labels, entries=40).loss
     expected = torch.autograd.grad(reference.cross_entropy(*inputs, labels).square().sum(), inputs)
     for got, right in zip(torch.autograd.grad(loss.square().sum(), inputs), expected, strict=True):
         torch.testing.assert_close(got, right)
@@ -116,7 +119,7 @@ def test_nothing_of_the_vocabularys_size_is_kept() -> None:
     assert kept(lambda: F.cross_entropy(F.linear(hidden, weight, b), labels)) >= N * V
 
 
-def test_no_more_logits_than_a_chunk(monkeypatch) -> None:
+def test_no_more_logits_than_asked_for(monkeypatch) -> None:
     made: list[int] = []
     right = products.linear
 
@@ -126,9 +129,55 @@ def test_no_more_logits_than_a_chunk(monkeypatch) -> None:
 
     monkeypatch.setattr(products, "linear", linear)
     hidden, weight, b, labels = problem()
-    linear_cross_entropy(hidden, weight, b, labels, chunk=3)
-    assert max(made) == 3 * V
+    linear_cross_entropy(hidden, weight, b, labels, entries=60)
+    assert max(made) == 5 * N
+    assert sum(made) == N * V
     made.clear()
-    with torch.no_grad():
-        linear_cross_entropy(hidden.detach(), weight, b, labels, chunk=N)
-    assert made == [N * V]  # no product for a gradient that nobody asks for
+    cross_entropy(F.linear(hidden, weight, b), labels, entries=60)
+    assert not made
+    linear_cross_entropy(hidden, weight, b, labels)
+    assert made == [N * V]
+
+
+def test_no_product_for_a_gradient_that_nobody_asks_for(monkeypatch) -> None:
+    def refuse(*args):
+        raise AssertionError
+
+    monkeypatch.setattr(module, "_add_product_", refuse)
+    hidden, weight, b, labels = problem()
+    assert linear_cross_entropy(hidden.detach(), weight, b, labels).loss.isfinite().all()
+    with pytest.raises(AssertionError):
+        linear_cross_entropy(hidden, weight, b, labels)
+
+
+@pytest.mark.parametrize("entries", [N, 40, None])
+def test_of_several_largest_logits_the_first_is_the_hit(entries: int | None) -> None:
+    """As `argmax` has it, whichever tile they stand in; in bfloat16 logits are often equal."""
+    logits = torch.zeros(N, V)
+    logits[:, 5] = logits[:, 6] = logits[:, 20] = 1.0
+    logits[6:] = 0.0
+    labels = torch.tensor([5, 6, 20, 4, 5, 0, 0, 1, V - 1, 0, 5])
+    hits = cross_entropy(logits, labels, entries=entries).hit
+    assert torch.equal(hits, logits.argmax(dim=1) == labels)
+    assert hits.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_a_label_that_is_all_but_certain_is_not_lost(dtype: torch.dtype) -> None:
+    """D = -(1 - p) (W_y - W_other) for two columns; 1 - p in rounding, as sum_v p_v W_v - W_y has it, is zero."""
+    weight = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=dtype)
+    hidden = torch.tensor([[10.0, 0.0], [12.0, 0.0]], dtype=dtype, requires_grad=True)
+    loss = linear_cross_entropy(hidden, weight, None, torch.tensor([0, 0])).loss
+    missing = torch.exp(torch.tensor([-20.0, -24.0], dtype=torch.float64))
+    torch.testing.assert_close(loss.double(), missing, rtol=1e-5, atol=0)
+    loss.sum().backward()
+    expected = missing[:, None] * (weight[1] - weight[0]).double()
+    torch.testing.assert_close(hidden.grad.double(), expected, rtol=2 * torch.finfo(dtype).eps + 1e-5, atol=0)
+
+
+@pytest.mark.parametrize("label", [-1, V, -100])
+def test_a_label_outside_gives_a_loss_that_is_no_number(label: int) -> None:
+    hidden, weight, b, labels = problem()
+    labels[3] = label
+    loss = cross_entropy(F.linear(hidden.detach(), weight, b), labels).loss
+    assert loss.isnan().tolist() == [row == 3 for row in range(N)]

@@ -192,12 +192,12 @@ def test_gradients_of_grouped_layers_are_the_twins(counted, transposed):
 
 
 @needs_onednn
-def test_cross_entropy_in_chunks_is_the_twins(counted):
+def test_cross_entropy_in_tiles_is_the_twins(counted):
     x, w, b = _random(0, 13, 16).requires_grad_(), _random(1, 50, 16), _random(2, 50)
     labels = torch.arange(13) * 3
-    found = linear_cross_entropy(x, w, b, labels, chunk=5)
+    found = linear_cross_entropy(x, w, b, labels, entries=13 * 20)
     (fast,) = torch.autograd.grad(found.loss.sum(), x)
-    assert len(counted) == 6  # three chunks, the logits and the way back
+    assert len(counted) == 6  # three tiles, the logits and the way back
     wide = x.detach().double().requires_grad_()
     loss = reference.cross_entropy(wide, w.double(), b.double(), labels)
     (slow,) = torch.autograd.grad(loss.sum(), wide)

@@ -54,8 +54,8 @@ def fast_paths(
         fused: frozen layer and adapter in one autograd node; without, PEFT's own forward pass and our branch beside it.
         grouped: layers that read the same input in one autograd node; needs `fused`.
         logits: a language model's loss without its logits, in chunks; without, what the model's own head makes of it.
-        packed: short rows side by side in one where a language model is trained by `allora train` and padding would cost more;
-            without, each row padded to its batch's longest.
+        packed: less padding in `allora train`: short rows side by side in one where a language model is trained, a
+            classifier's batch in parts of similar length; without, each row padded to its batch's longest.
         onednn: the larger float32 products by oneDNN on CPUs, or by torch's default; None takes what is faster on the
             processor (`ops/products.py`).
         ahead: the row norms of all layers at once, when a backward pass comes to the first of them; without, each layer's
@@ -82,7 +82,7 @@ def chunked_logits() -> bool:
 
 
 def packs_rows() -> bool:
-    """Whether a language model may be trained on short rows side by side, here and now."""
+    """Whether a batch may go through the model in another form than padded to its longest row, here and now."""
     return _enabled["packed"] and not torch.compiler.is_compiling()
 
 
