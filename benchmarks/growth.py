@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .measuring import Record, paired, ratio
+from .measuring import Record, paired
 from .stacks import SERIES, Point, find
 
 SHORT = {
@@ -85,7 +85,7 @@ def tables(record: Record) -> str:
         for point, result in results:
             seconds, kept = result["seconds"], result["kept"]
             cells = [f"{getattr(point, varied)}", f"{statistics.median(seconds['frozen']) * 1000:.0f} ms"]
-            cells += [f"{result['floor']['ratio']:.3f}", *(f"{ratio(seconds, arm, 'frozen'):.2f}" for arm in SHORT)]
+            cells += [f"{result['floor']['ratio']:.3f}", *(f"{paired(seconds, arm, 'frozen')[1]:.2f}" for arm in SHORT)]
             cells += [f"{kept['allora'] / kept['peft-lora']:.2f}" if kept else ""]
             lines.append("| " + " | ".join(cells) + " |")
         blocks.append("\n".join(lines))

@@ -156,7 +156,7 @@ class _Softmax:
         self._label = zeros + torch.nan  # the label's own logit, once seen: a label outside gives a loss that is no number
         self._others = zeros  # sum over all but the label of exp(z - highest)
         self._weighted = zeros  # the same of exp(z - highest) (z - highest)
-        self._hit = self._y < 0
+        self._hit = torch.zeros_like(self._y, dtype=torch.bool)
 
     def take(self, z: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """See the columns from `start` on.
