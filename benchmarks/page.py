@@ -55,7 +55,7 @@ oneDNN, and the others, the limit too, by torch's default, which has no kernels 
 below the limit. *By torch's products* is ALLoRA without oneDNN (`alloralib.fast_paths(onednn=False)`): what it is above the
 limit is the adapters' own, and the floor is a floor of that. **With AVX2** only, oneDNN gains at large weights alone, and
 ALLoRA's arms take those by it. That machine is shared with others, and its speed halves and doubles within the hour:
-the quartiles tell how far to trust a figure. While others are busy oneDNN gains much, in a quiet hour nothing: both are shown.
+the quartiles tell how far to trust a figure. What oneDNN gains changes with it: a busy and a quiet hour are shown.
 
 *Loss in chunks* is the loss as `allora train` makes it, which never holds all logits; the other arms and the limit take the
 model's own. Where a figure is reached by that alone, the table says so. *Siblings apart* computes queries, keys and values,
@@ -117,7 +117,8 @@ def readme(text: str) -> str:
         if quiet := read("step_quiet", kind):
             others = {"frozen": "the limit", **BEATEN}
             shares = ", ".join(f"{ratio(quiet['seconds'], 'allora', arm):.2f} of {name}" for arm, name in others.items())
-            blocks.append(f"The machine was busy with others' work. In a quiet hour ALLoRA took {shares}.")
+            limit = statistics.median(quiet["seconds"]["frozen"])
+            blocks.append(f"In a quiet hour of that machine, where the limit took {limit:.2f} s, ALLoRA took {shares}.")
     block = "\n\n".join(blocks)
     return re.sub(r"(<!-- bench -->\n).*?(\n<!-- /bench -->)", lambda m: m[1] + block + m[2], text, flags=re.S)
 

@@ -14,7 +14,7 @@ is trained as well, its gradient needs dL/dl, and the plain path is taken.
 
 sum_v p_nv W_v is attention with X for queries and W for keys and values, and is taken as FlashAttention takes it (Dao et al.
 2022, arXiv:2205.14135, section 3.1): tile by tile, with the largest logit so far for a reference and what was summed
-before made smaller where that grows. A tile stays in the cache between its two products, and W is read once.
+before made smaller where that grows. A tile stays in the cache between its two products, and W is read once for `ROWS` rows.
 
 The label's own share is left out of all sums: with q_n = sum_(v != y) exp Z_nv the loss is log(1 + q_n / exp Z_n,y), and
 1 - p_n,y = sigmoid(log q_n - Z_n,y), both exact for a label that is all but certain, where 1 - p_n,y is lost in rounding.

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 POOL = 200
@@ -71,6 +72,15 @@ class BucketBatches(BatchRebalanceSampler):
         shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
         shuffled.sort(key=lambda batch: self.lengths[batch[0]] < max(self.lengths))  # stable: the longest first
         return shuffled + batches[len(whole) :]
+
+
+def right_padded(mask: Tensor) -> list[int] | None:
+    """Tokens of every row of a batch; None where padding is not on the right alone.
+
+    Args:
+        mask: (batch, length), 1 at tokens.
+    """
+    return mask.sum(dim=1).tolist() if bool((mask[:, 1:] <= mask[:, :-1]).all()) else None
 
 
 def lengths_of(dataset: Any) -> list[int]:

@@ -30,6 +30,7 @@ from ..adapters.siblings import packs_rows
 from ..evaluation.answers import MOST_PADDING, answering
 from ..evaluation.next_token import IGNORED, NextTokens, score_next_tokens, takes
 from ..ops.cross_entropy import TokenScores
+from .batches import right_padded
 
 ATTENTION = 3
 """Hidden sizes that a row must be long for attention to take as long as the rest of a layer. By its operations it would be 6
@@ -86,9 +87,9 @@ def pack(inputs: dict[str, Any], labels: Tensor, config: Any) -> Packed | None:
         return None
     if any(isinstance(value, Tensor) and value.dim() > 0 for value in rest.values()):  # a number is of no row
         return None
-    if not bool((mask[:, 1:] <= mask[:, :-1]).all()):
+    lengths = right_padded(mask)
+    if lengths is None:
         return None
-    lengths: list[int] = mask.sum(dim=1).tolist()
     # positions begin anew, but a model may keep a mask of as many places as it has positions
     bins = arrange(lengths, config.hidden_size, getattr(config, "max_position_embeddings", None))
     if bins is None:
