@@ -19,7 +19,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from alloralib import AlloraConfig, fast_paths
+from alloralib import AlloraConfig, fast_paths, fuse_elementwise
 from alloralib.cli.memory import keep_freed_memory
 from alloralib.evaluation.next_token import score_next_tokens
 
@@ -30,6 +30,7 @@ TITLES = {
     "frozen": "frozen model (the limit)",
     "allora": "**alloralib, ALLoRA**",
     "allora-chunked": "alloralib, loss in chunks",
+    "allora-train": "alloralib, as `allora train`",
     "allora-ungrouped": "alloralib, siblings apart",
     "allora-in-turn": "alloralib, norms layer by layer",
     "allora-unfused": "alloralib, no fused node",
@@ -42,6 +43,8 @@ TITLES = {
     "litgpt": "LitGPT LoRA",
     "full": "full fine-tuning",
 }
+CHUNKED = ("allora-chunked", "allora-train")
+"""Arms whose loss is made as `allora train` makes it; they need labels of tokens."""
 PEERS = {"loralib": "loralib", "litgpt": "litgpt.lora"}
 PATHS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "allora-ungrouped": lambda: fast_paths(grouped=False),
@@ -123,9 +126,11 @@ def build(name: str, model: Any, batch: Batch, r: int) -> Arm:
     if name == "frozen":
         return _frozen(model, batch)
     model = model.requires_grad_(True) if name == "full" else _adapted(name, model, r)
+    if name == "allora-train":
+        fuse_elementwise(model)
     model.train()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, fused=True)
-    return Arm(model, batch, optimiser, PATHS.get(name, nullcontext), chunked=name == "allora-chunked")
+    return Arm(model, batch, optimiser, PATHS.get(name, nullcontext), chunked=name in CHUNKED)
 
 
 def build_all(names: Iterable[str], base: Any, batch: Batch, r: int) -> dict[str, Arm]:

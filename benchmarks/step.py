@@ -19,8 +19,8 @@ from .measuring import Record, alternate, environment, quartiles, ratio, record_
 
 NAMES = {"smollm2": "SmolLM2-135M", "minilm": "MiniLM-L6, 77 classes"}
 README = (
-    "frozen", "allora", "allora-chunked", "allora-default", "peft-lora", "peft-lora-dropout", "peft-dora", "loralib", "litgpt",
-    "full",
+    "frozen", "allora", "allora-chunked", "allora-train", "allora-default", "peft-lora", "peft-lora-dropout", "peft-dora",
+    "loralib", "litgpt", "full",
 )  # fmt: skip
 
 
@@ -28,13 +28,13 @@ def measure(
     model: str, dtype: str, rows: int, length: int, r: int, rounds: int, warmup: int, only: tuple[str, ...] = ()
 ) -> Record:
     """Seconds of every arm (or the limit, ALLoRA and `only` some) in every round, of the rule alone, and the floor."""
-    from .arms import TITLES, build_all, missing
+    from .arms import CHUNKED, TITLES, build_all, missing
     from .floor import floor
     from .models import MODELS
 
     base, batch = MODELS[model](rows, length, dtype)
     absent = missing()
-    names = [name for name in TITLES if name not in absent and (model == "smollm2" or name != "allora-chunked")]
+    names = [name for name in TITLES if name not in absent and (model == "smollm2" or name not in CHUNKED)]
     if only:
         names = [name for name in names if name in ("frozen", "allora", *only)]
     arms = build_all(names, base, batch, r)

@@ -83,7 +83,7 @@ def _products_for_inputs(model: Any) -> int:
 def test_the_arms_compute_the_same(make: Any) -> None:
     """With A, B and no dropout, every LoRA is one function; rsLoRA differs by its factor, DoRA by its norms."""
     model, batch = make()
-    names = [name for name in arms.TITLES if name not in arms.missing() and name != "allora-chunked"]
+    names = [name for name in arms.TITLES if name not in arms.missing() and name not in arms.CHUNKED]
     built = arms.build_all(names, model, batch, R)
     ours = built["allora"]
     generator = torch.Generator().manual_seed(1)
@@ -113,10 +113,14 @@ def test_the_arms_compute_the_same(make: Any) -> None:
     assert not torch.equal(factors(ours, "lora_B")[0], factors(built["peft-lora"], "lora_B")[0])
 
 
-def test_the_loss_in_chunks_is_the_loss() -> None:
+def test_the_loss_of_allora_train_is_the_loss() -> None:
     model, batch = llama()
-    built = arms.build_all(["allora", "allora-chunked"], model, batch, R)
-    torch.testing.assert_close(built["allora-chunked"].loss(), built["allora"].loss())
+    built = arms.build_all(["allora", *arms.CHUNKED], model, batch, R)
+    for name in arms.CHUNKED:
+        torch.testing.assert_close(built[name].loss(), built["allora"].loss())
+    kept = [measuring.kept_by(built[name]) for name in ("allora", *arms.CHUNKED)]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == 3
 
 
 def test_kept_bytes_counts_what_is_kept() -> None:

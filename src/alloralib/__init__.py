@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .adapters import METHODS, AlloraConfig, FamilyConfig, adopt, fast_paths, load_config, peft_config
+    from .adapters.elementwise import fuse_elementwise
     from .errors import AlloraError
     from .ops.held import hold_row_scales
     from .ops.scale import row_norms, scale
@@ -29,6 +30,7 @@ _WHERE = {
     "RunConfig": "training",
     "adopt": "adapters",
     "fast_paths": "adapters",
+    "fuse_elementwise": "adapters.elementwise",
     "hold_row_scales": "ops.held",
     "load_config": "adapters",
     "peft_config": "adapters",
@@ -45,6 +47,7 @@ __all__ = [
     "__version__",
     "adopt",
     "fast_paths",
+    "fuse_elementwise",
     "hold_row_scales",
     "load_config",
     "peft_config",

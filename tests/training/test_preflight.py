@@ -137,3 +137,17 @@ def test_tied_weights_are_told(settings, tmp_path) -> None:
     found = dry_run(RunConfig.of(settings | {"target_modules": "embed_tokens,q_proj"}))
     tied = llama().config.tie_word_embeddings
     assert any("shares its weight" in text for text in found["warnings"]) == tied
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_run_has_its_element_wise_parts_fused_or_compiled(settings, compiles: bool, monkeypatch) -> None:
+    from alloralib.training.callbacks import Interruption
+    from alloralib.training.run import prepare
+    from alloralib.training.workspace import Workspace
+
+    monkeypatch.setattr("alloralib.training.run.check_compiling", lambda: None)
+    monkeypatch.setattr("alloralib.training.run.compile_blocks", lambda model: [])
+    config = RunConfig.of(settings | {"compile": compiles})
+    model = prepare(config, Workspace(config.output_dir), Interruption()).trainer.model
+    fused = sorted({type(m).__name__ for m in model.modules() if hasattr(m, "_fused_elementwise")})
+    assert fused == ([] if compiles else ["LlamaAttention", "LlamaMLP", "LlamaRMSNorm"])

@@ -34,7 +34,7 @@ SETS = (
 _CROSS = ("encoder_attn", "encdecattention", "cross", "attn2")
 """Where queries read another input than keys and values do."""
 
-_enabled = {"fused": True, "grouped": True, "logits": True, "packed": True}
+_enabled = {"fused": True, "grouped": True, "logits": True, "packed": True, "elementwise": True}
 
 
 @contextmanager
@@ -44,6 +44,7 @@ def fast_paths(
     grouped: bool = True,
     logits: bool = True,
     packed: bool = True,
+    elementwise: bool = True,
     onednn: bool | None = None,
     ahead: bool = True,
     held: bool = True,
@@ -56,6 +57,8 @@ def fast_paths(
         logits: a language model's loss without its logits, in chunks; without, what the model's own head makes of it.
         packed: less padding in `allora train`: short rows side by side in one where a language model is trained, a
             classifier's batch in parts of similar length; without, each row padded to its batch's longest.
+        elementwise: RMS norms, rotary embeddings and gates in a node each, where `fuse_elementwise` has put them, as
+            `allora train` does; without, as the model has them.
         onednn: the larger float32 products by oneDNN on CPUs, or by torch's default; None takes what is faster on the
             processor (`ops/products.py`).
         ahead: the row norms of all layers at once, when a backward pass comes to the first of them; without, each layer's
@@ -63,7 +66,7 @@ def fast_paths(
         held: the row norms once per optimiser step where `hold_row_scales` asks for it; without, in every backward pass.
     """
     before = dict(_enabled)
-    _enabled.update(fused=fused, grouped=fused and grouped, logits=logits, packed=packed)
+    _enabled.update(fused=fused, grouped=fused and grouped, logits=logits, packed=packed, elementwise=elementwise)
     try:
         with products.onednn(onednn), taken_ahead(ahead), holding(held):
             yield
@@ -84,6 +87,11 @@ def chunked_logits() -> bool:
 def packs_rows() -> bool:
     """Whether a batch may go through the model in another form than padded to its longest row, here and now."""
     return _enabled["packed"] and not torch.compiler.is_compiling()
+
+
+def fuses_elementwise() -> bool:
+    """Whether what stands between the linear layers may take a node of ours, here and now."""
+    return _enabled["elementwise"] and not torch.compiler.is_compiling()
 
 
 class Group:

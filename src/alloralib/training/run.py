@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from peft import TaskType, get_peft_model
 
+from ..adapters.elementwise import fuse_elementwise
 from ..adapters.measure import layer_states, summary
 from ..adapters.methods import peft_config
 from ..adapters.targets import check_targets
@@ -159,8 +160,7 @@ def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> 
     check_targets(model, config.target_modules)
     torch.manual_seed(config.adapter_seed)
     model = get_peft_model(model, adapter_config)
-    if config.compile:
-        compile_blocks(model)
+    compile_blocks(model) if config.compile else fuse_elementwise(model)
     digests = {name: _digest(table) for name, table in tables.items()}
     run = RunState(space.checkpoints, digests)
     callbacks = [Progress(run, is_first()), Cadence(config, run, parts.validation is not None), interruption]
