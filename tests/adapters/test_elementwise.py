@@ -1,6 +1,7 @@
 """Element-wise parts of whole models in nodes of ours: the same numbers, where they are what they seem, and nobody else's."""
 
 import copy
+from inspect import getclosurevars
 
 import pytest
 import torch
@@ -135,6 +136,17 @@ def test_a_copy_is_a_model_of_its_own_and_others_are_not_touched() -> None:
     assert model.state_dict().keys() == other.state_dict().keys()
 
 
+def test_the_compiler_gets_the_models_own(calls) -> None:
+    model = llama().requires_grad_(False)
+    inputs = {"inputs_embeds": model.get_input_embeddings()(tokens(2, 7)).detach(), "use_cache": False}
+    expected = model(**inputs).logits
+    fuse_elementwise(model)
+    calls.update(dict.fromkeys(calls, 0))
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(**inputs).logits, expected)
+    assert calls == {"rms_norm": 0, "rotary": 0, "gated": 0}
+    torch.compiler.reset()
+
+
 def test_in_bfloat16() -> None:
     model = build(lambda: llama().bfloat16())
     before = gradients(model, INPUTS)
@@ -178,7 +190,7 @@ def test_a_call_with_more_than_the_usual_goes_the_models_own_way(calls) -> None:
     model = model_of("Llama")
     attention = model.model.layers[0].self_attn
     fuse_elementwise(model)
-    rotate = type(attention).forward.__globals__["apply_rotary_pos_emb"]
+    rotate = getclosurevars(type(attention).forward).nonlocals["fused"].__globals__["apply_rotary_pos_emb"]
     calls.update(dict.fromkeys(calls, 0))
     q, k, cos, sin = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 4, 6), torch.randn(2, 4, 6), torch.randn(2, 4, 6)
     swapped = rotate(q.transpose(1, 2), k.transpose(1, 2), cos, sin, unsqueeze_dim=2)

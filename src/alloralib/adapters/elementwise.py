@@ -91,16 +91,21 @@ def _attention_of(cls: Any) -> Any:
 
     def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
         alike = len({t.dtype for t in (q, k, cos, sin)}) == 1 and q.shape[-1] == k.shape[-1] == cos.shape[-1]
-        if rest or named or not alike or cos.requires_grad or not fuses_elementwise():
+        if rest or named or not alike or cos.requires_grad:
             return theirs(q, k, cos, sin, *rest, **named)
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         return rotary(q, cos, sin), rotary(k, cos, sin)
 
     # `forward` looks the function up among the globals of its file, which are other models' too: this one gets its own
-    forward = types.FunctionType(
+    fused = types.FunctionType(
         own.__code__, {**own.__globals__, _ROTARY: rotate}, own.__name__, own.__defaults__, own.__closure__
     )
-    forward.__kwdefaults__ = own.__kwdefaults__
+    fused.__kwdefaults__ = own.__kwdefaults__
+
+    @functools.wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> Any:  # the compiler cannot follow `fused`
+        return fused(*args, **kwargs) if fuses_elementwise() else own(*args, **kwargs)
+
     return forward
 
 
