@@ -30,7 +30,7 @@ demo: $(INSTALLED)
 
 ## test: the whole test suite, a process for each core
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 ## quick: the short studies of the paper, run anew and held against the committed records
 quick: $(INSTALLED)

@@ -23,6 +23,14 @@ WORDS = [
 ]
 
 
+LONG = ("tests/real/", "tests/scale/", "tests/training/test_compile.py", "tests/adapters/test_machinery.py", "tests/studies/")
+"""Files that take longest: they come first, or a process would be alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((i for i, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> str:
     """The directory of a random two-layer Llama with a word-level tokenizer, quick enough for a run per test."""
