@@ -57,7 +57,7 @@ $(VENV)/.peers: $(INSTALLED) benchmarks/peers.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/peers.txt
 	@touch $@
 
-## bench: every method's step, memory and growth, measured in turn, and whole jobs: two hours; writes benchmarks/records, docs/speed.md
+## bench: every method's step, memory and growth, measured in turn, and whole jobs: hours; writes benchmarks/records, docs/speed.md
 bench: $(VENV)/.peers
 	$(BENCH).step
 	$(BENCH).step --dtype bfloat16 --rounds 7 --record step_bf16

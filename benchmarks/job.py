@@ -267,7 +267,8 @@ def table(record: Record) -> str:
                 f"| {name}, {jobs[0]['updates']} updates | {TITLES[arm]} | {found['seconds']:.0f} s | {beside} | "
                 f"{found['padding']:.1%} | {found['accuracy']:.3f} ({found['low']:.3f} to {found['high']:.3f}) | {inside} |"
             )
-    lines += ["", "| set | arm | median seconds by phase |", "|---|---|---|"]
+    repetitions = len(next(iter(next(iter(record["jobs"].values())).values())))
+    lines += ["", f"Repetitions: {repetitions}.", "", "| set | arm | median seconds by phase |", "|---|---|---|"]
     for name, arms in record["jobs"].items():
         for arm, jobs in arms.items():
             phases = {phase: statistics.median(job["phases"][phase] for job in jobs) for phase in jobs[0]["phases"]}
