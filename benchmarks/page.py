@@ -134,7 +134,8 @@ def targets() -> str:
         rows = _rows(kind)
         if not rows:
             continue
-        lines += ["", f"On a processor {_kind(kind)}:", ""]
+        earlier = any(record and not _is_new(record) for record in (read("step", kind), read("stacks", kind)))
+        lines += ["", f"On a processor {_kind(kind)}{', by an earlier version of the code' if earlier else ''}:", ""]
         lines += ["| what | at most | measured | quartiles over rounds | floor | as `allora train` | reached |"]
         lines += ["|---" * 7 + "|", *rows]
         if record := read("profile", kind):

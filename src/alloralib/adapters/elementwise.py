@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def fuse_elementwise(model: nn.Module) -> dict[str, int]:
     for module in model.modules():
         if "forward" in vars(module) or hasattr(module, "_fused_elementwise"):  # somebody else's already, or ours
             continue
-        for what, forward in (("norms", _norm(module)), ("rotary", _attention(module)), ("gates", _mlp(module))):
+        for what, forward in (("norms", _norm(module)), ("rotary", _attention(type(module))), ("gates", _mlp(module))):
             if forward is not None:
                 module.__class__ = _subclass(type(module), forward)
                 found[what] += 1
@@ -61,8 +62,8 @@ def _norm(module: Any) -> Any:
     # a row whose squares are as small as eps, and means that are not zero
     probe = torch.linspace(-1, 2, 2 * len(weight), dtype=weight.dtype, device=weight.device).view(2, -1)
     probe[0] *= eps**0.5
-    with torch.no_grad():
-        return _norm_of(cls) if _equal(cls.forward(module, probe), rms_norm(probe, weight, eps)) else None
+    agree = _agree(lambda: cls.forward(module, probe), lambda: rms_norm(probe, weight, eps))
+    return _norm_of(cls) if agree else None
 
 
 def _eps(norm: Any) -> Any:
@@ -80,7 +81,7 @@ def _norm_of(cls: Any) -> Any:
 
 
 @functools.cache
-def _attention_of(cls: Any) -> Any:
+def _attention(cls: Any) -> Any:
     """The forward pass of an attention with another rotary embedding, or None where it has none that is Llama's."""
     own: Any = cls.forward
     if not isinstance(own, types.FunctionType) or _ROTARY not in own.__code__.co_names:
@@ -109,20 +110,12 @@ def _attention_of(cls: Any) -> Any:
     return forward
 
 
-def _attention(module: Any) -> Any:
-    return _attention_of(type(module))
-
-
 def _rotates(theirs: Any) -> bool:
     """Whether a function is the rotary embedding as Llama has it."""
     q = torch.linspace(-1, 2, 2 * 3 * 4).view(1, 2, 3, 4)
     cos, sin = torch.linspace(-1, 1, 12).view(1, 3, 4), torch.linspace(1, -2, 12).view(1, 3, 4)
-    try:
-        found = theirs(q, q + 1, cos, sin)
-    except Exception:  # another signature, other shapes: not Llama's
-        return False
-    expected = [rotary(x, cos.unsqueeze(1), sin.unsqueeze(1)) for x in (q, q + 1)]
-    return all(_equal(a, b) for a, b in zip(found, expected, strict=True))
+    ours = tuple(rotary(x, cos.unsqueeze(1), sin.unsqueeze(1)) for x in (q, q + 1))
+    return _agree(lambda: theirs(q, q + 1, cos, sin), lambda: ours)
 
 
 class _Stub:
@@ -146,10 +139,7 @@ def _mlp(module: Any) -> Any:
     if not all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
         return None
     stub, probe = _Stub(module), torch.linspace(-3, 3, 8)
-    try:
-        return _mlp_of(cls) if _equal(cls.forward(stub, probe), _mlp_of(cls)(stub, probe)) else None
-    except Exception:  # one that needs more than that: another
-        return None
+    return _mlp_of(cls) if _agree(lambda: cls.forward(stub, probe), lambda: _mlp_of(cls)(stub, probe)) else None
 
 
 @functools.cache
@@ -162,5 +152,11 @@ def _mlp_of(cls: Any) -> Any:
     return forward
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.allclose(a, b, rtol=16 * torch.finfo(a.dtype).eps, atol=1e-6)
+def _agree(theirs: Callable[[], Any], ours: Callable[[], Any]) -> bool:
+    """Whether the two give the same; what fails, because it wants to be called in another way, is something else."""
+    try:
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(), ours())
+    except Exception:
+        return False
+    return True

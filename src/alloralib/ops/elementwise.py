@@ -108,7 +108,7 @@ class _Gated(torch.autograd.Function):
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up (arXiv:2002.05202, equation 6); keeps the two and makes silu(gate) again.
+    """silu(gate) * up, the SwiGLU of arXiv:2002.05202, section 2; keeps the two and makes silu(gate) again.
 
     Args:
         gate, up: of one shape and dtype.
