@@ -123,8 +123,21 @@ def readme(text: str) -> str:
             shares = ", ".join(f"{ratio(quiet['seconds'], 'allora', arm):.2f} of {name}" for arm, name in others.items())
             limit = statistics.median(quiet["seconds"]["frozen"])
             blocks.append(f"In a quiet hour of that machine, where the limit took {limit:.2f} s, ALLoRA took {shares}.")
+        if record := read("memory", kind):
+            blocks.append(_lighter(record["arms"]))
     block = "\n\n".join(blocks)
     return re.sub(r"(<!-- bench -->\n).*?(\n<!-- /bench -->)", lambda m: m[1] + block + m[2], text, flags=re.S)
+
+
+def _lighter(arms: dict[str, dict[str, int]]) -> str:
+    """What the command's step keeps and peaks at, and the others."""
+
+    def both(arm: str) -> str:
+        return f"{arms[arm]['kept'] / memory.MIB:,.0f} and {arms[arm]['peak'] / memory.MIB:,.0f} MiB"
+
+    command = next(arm for arm in COMMAND if arm in arms)
+    others = ", ".join(f"{name} {both(arm)}" for arm, name in BEATEN.items())
+    return f"As `allora train`, such a step keeps for the backward pass, and has resident at most, {both(command)}; {others}."
 
 
 def targets() -> str:
