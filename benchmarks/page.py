@@ -149,7 +149,7 @@ def targets() -> str:
             continue
         earlier = any(record and not _is_new(record) for record in (read("step", kind), read("stacks", kind)))
         lines += ["", f"On a processor {_kind(kind)}{', by an earlier version of the code' if earlier else ''}:", ""]
-        lines += ["| what | at most | measured | quartiles over rounds | floor | as `allora train` | reached |"]
+        lines += ["| what | at most | measured | quartiles over rounds | floor | as `allora train` (quartiles) | reached |"]
         lines += ["|---" * 7 + "|", *rows]
         if record := read("profile", kind):
             worst = ", ".join(f"{name} ({share:+.1%})" for name, share in profile_step.heaviest(record)[:4])
@@ -162,17 +162,24 @@ def _rows(kind: str) -> list[str]:
     """The targets that the records of one kind of processor tell of."""
     rows: list[str] = []
 
-    def add(what: str, most: float, value: float, spread: str = "", bound: str = "", command: float | None = None) -> None:
+    def add(
+        what: str, most: float, value: float, spread: str = "", bound: str = "", command: float | None = None, around: str = ""
+    ) -> None:
         digits = ".2%" if most < 0.1 else ".3f"
         reached = "yes" if value <= most else "**no**" if command is None or command > most else "as `allora train`"
-        by_command = "" if command is None else f"{command:.3f}"
+        by_command = "" if command is None else f"{command:.3f} ({around})"
         rows.append(f"| {what} | {most:g} | {value:{digits}} | {spread} | {bound} | {by_command} | {reached} |")
 
     def timed(what: str, most: float, seconds: Seconds, other: str, ours: str = "allora", bound: str = "") -> None:
         low, _, high = paired(seconds, ours, other)
         command = next((arm for arm in COMMAND if arm in seconds and ours == "allora"), None)
-        by_command = None if command is None else ratio(seconds, command, other)
-        add(what, most, ratio(seconds, ours, other), f"{low:.2f} to {high:.2f}", bound, by_command)
+        spread = f"{low:.2f} to {high:.2f}"
+        if command is None:
+            add(what, most, ratio(seconds, ours, other), spread, bound)
+        else:
+            least, _, greatest = paired(seconds, command, other)
+            around = f"{least:.2f} to {greatest:.2f}"
+            add(what, most, ratio(seconds, ours, other), spread, bound, ratio(seconds, command, other), around)
 
     def to_the_limit(what: str, most: float, result: Record) -> None:
         timed(f"step, {what}, of the limit", most, result["seconds"], "frozen")

@@ -163,6 +163,13 @@ class AnotherRMSNorm(LlamaRMSNorm):
         return super().forward(hidden_states) + hidden_states.mean()
 
 
+class GatedRMSNorm(LlamaRMSNorm):
+    """With something more that it can be called with."""
+
+    def forward(self, hidden_states, gate=None):
+        return super().forward(hidden_states if gate is None else hidden_states * gate)
+
+
 class TwofoldRMSNorm(LlamaRMSNorm):
     """One that cannot even be compared."""
 
@@ -190,7 +197,8 @@ def test_what_only_looks_like_it_is_left_alone() -> None:
     block.mlp.__class__ = AnotherMLP
     model.model.norm.forward = lambda x: x  # a hook of somebody else
     model.model.layers[1].input_layernorm.__class__ = TwofoldRMSNorm
-    assert fuse_elementwise(model) == {"norms": 1, "rotary": 2, "gates": 1}
+    model.model.layers[1].post_attention_layernorm.__class__ = GatedRMSNorm
+    assert fuse_elementwise(model) == {"norms": 0, "rotary": 2, "gates": 1}
     assert not module._rotates(turned_back)
     assert not module._rotates(lambda q, k: (q, k))
 
@@ -203,6 +211,10 @@ def test_a_call_with_more_than_the_usual_goes_the_models_own_way(calls) -> None:
     calls.update(dict.fromkeys(calls, 0))
     q, k, cos, sin = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 4, 6), torch.randn(2, 4, 6), torch.randn(2, 4, 6)
     swapped = rotate(q.transpose(1, 2), k.transpose(1, 2), cos, sin, unsqueeze_dim=2)
+    assert calls["rotary"] == 0
+    assert rotate(q.bfloat16(), k.bfloat16(), cos, sin)[0].dtype == torch.float32
+    learnt = cos.clone().requires_grad_()
+    torch.autograd.grad(rotate(q, k, learnt, sin)[0].sum(), learnt)
     assert calls["rotary"] == 0
     for a, b in zip(rotate(q, k, cos, sin), swapped, strict=True):
         torch.testing.assert_close(a, b.transpose(1, 2))

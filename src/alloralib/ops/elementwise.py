@@ -3,7 +3,8 @@
 As models write them they are five to ten operations each, every one of which reads and writes the whole tensor in both
 directions. Here a pass over memory that can be spared is spared, and what can be had again from what is kept anyway is not
 kept. Nothing of it is trained: weight, cosines and sines get no gradient. The slow twins are transformers' own
-(`LlamaRMSNorm`, `apply_rotary_pos_emb`, `LlamaMLP`).
+(`LlamaRMSNorm`, `apply_rotary_pos_emb`, `LlamaMLP`). Liger's kernels, which transformers can put in, do the same and need
+Triton; these are torch's own operations and run on any device.
 """
 
 from __future__ import annotations
