@@ -3,8 +3,8 @@
     python -m benchmarks.padding --data-dir DIR
 
 Nothing is timed and no model runs. Training rows: padded to the longest row of the set; in random batches, each padded to
-its own longest; in the batches of `allora train`, which are of similar length; and as it then packs those for a language model
-(SmolLM2) or cuts them for a classifier (MiniLM); means over five seeds. The last two again for small samples of the rows.
+its own longest; in the batches of `allora train`, which are of similar length; and what of that padding goes through the layers
+once the batches with more than 5 % of it are packed; means over five seeds. The last two again for small samples of the rows.
 Test rows: as `allora` evaluates them, sorted by length; for multiple choice prompts alone and, beside them, the choices'
 own tokens after the first, which are computed in the same batches behind the prompts' keys and values.
 """
@@ -12,6 +12,7 @@ own tokens after the first, which are computed in the same batches behind the pr
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import statistics
@@ -27,8 +28,6 @@ MAX_LENGTH = 512
 SMALL = (100, 300, 1000)
 """Rows of the small samples."""
 TOKENIZERS = {"smollm2-135m": "SmolLM2", "minilm-l6": "MiniLM"}
-HIDDEN = {"smollm2-135m": 576, "minilm-l6": None}
-"""Hidden size of what packs its rows; None for a classifier, which cuts its batches."""
 
 
 def added(lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> float:
@@ -52,28 +51,22 @@ def token_counts(known: Any, rows: Any, tokenizer: Any) -> list[int]:
     return [min(len(ids), MAX_LENGTH) for ids in tokenizer(texts)["input_ids"]]
 
 
-def bucketed(lengths: list[int], hidden: int | None) -> dict[str, float]:
-    """Padding of the batches of `allora train`, and after it has packed them for that hidden size, or cut them."""
+def bucketed(lengths: list[int]) -> dict[str, float]:
+    """Padding of the batches of `allora train`, and what of it is left in the layers."""
     from alloralib.training.batches import BucketBatches
-    from alloralib.training.cutting import parts
-    from alloralib.training.packing import arrange, widest_bin
-
-    def places(own: list[int]) -> int:
-        if hidden is None:
-            return sum(max(own[row] for row in rows) * len(rows) for rows in parts(own))
-        bins = arrange(own, hidden) or [[k] for k in range(len(own))]
-        return widest_bin(bins, own) * len(bins)
+    from alloralib.training.packing import packs
 
     padded: list[float] = []
-    less: list[float] = []
+    packed: list[float] = []
     for seed in range(SEEDS):
         batches = BucketBatches(lengths, BATCH_SIZE, seed).global_batches()
         padded.append(added(lengths, batches))
-        less.append(sum(places([lengths[row] for row in batch]) for batch in batches) / sum(lengths) - 1)
-    return {"buckets": statistics.fmean(padded), "packed_or_cut": statistics.fmean(less)}
+        kept = [[[row] for row in batch] if packs([lengths[row] for row in batch]) else [batch] for batch in batches]
+        packed.append(added(lengths, itertools.chain(*kept)))
+    return {"buckets": statistics.fmean(padded), "packed": statistics.fmean(packed)}
 
 
-def trained(lengths: list[int], hidden: int | None) -> dict[str, Any]:
+def trained(lengths: list[int]) -> dict[str, Any]:
     """Padding of the training rows by how batches are made, of all rows and of small samples."""
     everything = [range(len(lengths))]
     return {
@@ -82,10 +75,8 @@ def trained(lengths: list[int], hidden: int | None) -> dict[str, Any]:
         "longest": max(lengths),
         "set": added(lengths, everything),
         "random": statistics.fmean(added(lengths, random_batches(len(lengths), seed)) for seed in range(SEEDS)),
-        **bucketed(lengths, hidden),
-        "small": {
-            str(rows): bucketed(random.Random(rows).sample(lengths, rows), hidden) for rows in SMALL if rows < len(lengths)
-        },
+        **bucketed(lengths),
+        "small": {str(rows): bucketed(random.Random(rows).sample(lengths, rows)) for rows in SMALL if rows < len(lengths)},
     }
 
 
@@ -126,7 +117,7 @@ def measure(data_dir: Path) -> dict[str, Any]:
                 continue
             tokenizer = load_tokenizer(locate(model))
             counts = token_counts(known, parts.train, tokenizer)
-            found[model][name] = trained(counts, HIDDEN[model]) | evaluated(known, parts.test, tokenizer)
+            found[model][name] = trained(counts) | evaluated(known, parts.test, tokenizer)
     return {
         "what": f"tokens that padding adds at {BATCH_SIZE} rows a batch, as a share of the others; means over {SEEDS} seeds",
         **environment(),
@@ -137,27 +128,28 @@ def measure(data_dir: Path) -> dict[str, Any]:
 def table(record: Record) -> str:
     """The record as two Markdown tables: all rows of each set, and small samples."""
     lines = [
-        "| tokenizer | set | rows | tokens a row | to the longest | random batches | `allora train` | packed or cut "
+        "| tokenizer | set | rows | tokens a row | to the longest | random batches | `allora train` | packed "
         "| test rows | choices |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     small = [
         "",
-        "Of small samples, in the batches of `allora train`, and packed for a language model or cut for a classifier:",
+        "*Packed* is what goes through the layers once batches with more than 5 % are packed; attention gets their rows padded "
+        "again. Of small samples, in the batches of `allora train`, and packed:",
         "",
-        "| tokenizer | set | " + " | ".join(f"{rows:,} rows | packed or cut" for rows in SMALL) + " |",
+        "| tokenizer | set | " + " | ".join(f"{rows:,} rows | packed" for rows in SMALL) + " |",
         "|---|---|" + "---|---|" * len(SMALL),
     ]
     for model, sets in record["padding"].items():
         for name, found in sets.items():
             start = f"| {TOKENIZERS[model]} | {name} | "
-            whole = [_share(found, key) for key in ("buckets", "packed_or_cut", "test", "choices")]
+            whole = [_share(found, key) for key in ("buckets", "packed", "test", "choices")]
             lines.append(
                 f"{start}{found['rows']:,} | {found['tokens'] / found['rows']:.0f} | {found['set']:.0%} "
                 f"| {found['random']:.0%} | " + " | ".join(whole) + " |"
             )
             samples = [found["small"].get(str(rows), {}) for rows in SMALL]
-            small.append(start + " | ".join(f"{_share(s, 'buckets')} | {_share(s, 'packed_or_cut')}" for s in samples) + " |")
+            small.append(start + " | ".join(f"{_share(s, 'buckets')} | {_share(s, 'packed')}" for s in samples) + " |")
     return "\n".join(lines + small)
 
 

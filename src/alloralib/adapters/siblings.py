@@ -55,8 +55,8 @@ def fast_paths(
         fused: frozen layer and adapter in one autograd node; without, PEFT's own forward pass and our branch beside it.
         grouped: layers that read the same input in one autograd node; needs `fused`.
         logits: a language model's loss without its logits, in chunks; without, what the model's own head makes of it.
-        packed: less padding in `allora train`: short rows side by side in one where a language model is trained, a
-            classifier's batch in parts of similar length; without, each row padded to its batch's longest.
+        packed: a batch's tokens without its padding between the layers in `allora train`; without, each row padded to its
+            batch's longest.
         elementwise: RMS norms, rotary embeddings and gates in a node each, where `fuse_elementwise` has put them, as
             `allora train` does; without, as the model has them.
         onednn: the larger float32 products by oneDNN on CPUs, or by torch's default; None takes what is faster on the
@@ -85,7 +85,7 @@ def chunked_logits() -> bool:
 
 
 def packs_rows() -> bool:
-    """Whether a batch may go through the model in another form than padded to its longest row, here and now."""
+    """Whether a batch's padding may be left out between the layers, here and now."""
     return _enabled["packed"] and not torch.compiler.is_compiling()
 
 

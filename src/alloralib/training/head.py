@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
-from .packing import score_batch
+from ..evaluation.next_token import score_next_tokens
+from .packing import without_padding
 
 
 def score_labels_only(model: Any) -> None:
@@ -35,7 +36,8 @@ def score_labels_only(model: Any) -> None:
         if "shift_labels" in inputs:  # sequences that are spread over processes
             return prepared(*args, fused_lm_head=True, **inputs)
         labels = inputs.pop("labels")
-        found = score_batch(self, inputs, labels, call=functools.partial(prepared, *args))
+        call = functools.partial(prepared, *args)
+        found = score_next_tokens(self, without_padding(self, inputs, call=call), labels, call=call)
         loss, entropy, hit = found.scores
         return FusedCausalLMOutput(
             loss=loss.sum() / max(len(loss), 1),

@@ -25,14 +25,13 @@ from transformers.training_args import OptimizerNames
 from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage] (its lazy exports)
 
 from ..adapters.methods import optimizer_groups
-from ..adapters.siblings import packs_rows
 from ..errors import ConfigError, TrainingError, did_you_mean
 from ..ops.held import hold_row_scales
 from .batches import BucketBatches, lengths_of
 from .compiling import eagerly, too_small
 from .config import DEFAULT_EPOCHS, RunConfig
-from .cutting import cut
 from .head import score_labels_only
+from .packing import without_padding
 from .processes import on_cpu
 from .state import RunState, load_model, load_optimizer, load_random, snapshot
 
@@ -66,11 +65,6 @@ class RunTrainer:
     control: Any
     callback_handler: Any
 
-    @property
-    def cuts(self) -> bool:
-        """Whether a batch may take several forward passes."""
-        return False
-
     def _get_train_sampler(self, train_dataset: Any = None) -> BucketBatches:
         args = self.args
         self._sampler = BucketBatches(
@@ -82,7 +76,7 @@ class RunTrainer:
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._sampler.set_epoch(kwargs["epoch"])  # transformers reaches a sampler under two wrappers, not under three
         # with one pass to a step there would be nothing to take again
-        with hold_row_scales() if self.cuts or self.args.gradient_accumulation_steps > 1 else nullcontext():
+        with hold_row_scales() if self.args.gradient_accumulation_steps > 1 else nullcontext():
             super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -153,19 +147,10 @@ class ClassificationTrainer(RunTrainer, Trainer):
         # divided by the rows of all micro-batches and processes, and would scale loss and gradient by both numbers.
         self.model_accepts_loss_kwargs = False
 
-    @property
-    def cuts(self) -> bool:
-        """Processes that share a model have to call it equally often; a compiled one would be compiled for every part."""
-        return self.args.world_size == 1 and not self.compiles and packs_rows()
-
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The mean over the rows of all processes, also where one has fewer than another, and of all parts of a batch."""
-        of_rows: Callable[..., Any] = super().compute_loss
-        parts = cut(inputs) if self.cuts else [inputs]
-        if len(parts) > 1:
-            losses = [of_rows(model, part, *args, **kwargs) * len(part["labels"]) for part in parts]
-            return torch.stack(losses).sum() / len(inputs["labels"])
-        loss = of_rows(model, inputs, *args, **kwargs)
+        """The mean over the rows of all processes, also where one has fewer than another."""
+        inputs = without_padding(self.model.get_base_model(), inputs, call=model)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
         if self.args.world_size == 1:
             return loss
         rows = torch.tensor(float(len(inputs["labels"])), device=self.args.device)
