@@ -60,7 +60,7 @@ $(VENV)/.peers: $(INSTALLED) benchmarks/peers.txt
 ## bench: every method's step, memory and growth, measured in turn, and whole jobs: hours; writes benchmarks/records, docs/speed.md
 bench: $(VENV)/.peers
 	$(BENCH).step
-	$(BENCH).step --dtype bfloat16 --rounds 7 --record step_bf16
+	$(BENCH).step --dtype bfloat16 --rows 1 --length 16 --rounds 3 --record step_bf16
 	$(BENCH).step --model minilm --rows 16 --length 64 --rounds 25 --record minilm
 	$(BENCH).memory
 	$(BENCH).profile_step

@@ -89,8 +89,7 @@ def page() -> str:
     """The whole of docs/speed.md."""
     parts = [INTRODUCTION, targets()]
     for name, title in STEPS.items():
-        older = OLDER_LOSS if name == "step_quiet" else ""
-        parts += _sections(name, title, lambda record, kind, older=older: _step(record, kind) + older)
+        parts += _sections(name, title, _step)
     parts += [*_sections("memory", "Memory", _memory), *_sections("profile", "Where the time goes", _profile)]
     parts += _sections("stacks", "How the cost grows", _stacks)
     for name, title in OTHERS.items():
@@ -212,7 +211,13 @@ def _step(record: Record, kind: str) -> str:
         f"Floor {record['floor']['ratio']:.3f}; the rule alone takes {step.rule_share(record):.2%} of ALLoRA's step. "
         f"Rounds: {record['rounds']}, on {_machine(record)}."
     )
-    return f"{_sentence(record['what'])}.\n\n{step.table(record)}\n\n{notes}{'' if _is_new(record) else OLDER_STEP}"
+    if not _is_new(record):
+        notes += OLDER_STEP
+    elif "allora-chunked" in record["seconds"] and "allora-train" not in record["seconds"]:
+        notes += OLDER_LOSS
+    if "bfloat16" in record["what"] and (grown := read("stacks", kind)):
+        notes = " ".join((notes, *_slow_bfloat16(grown)))
+    return f"{_sentence(record['what'])}.\n\n{step.table(record)}\n\n{notes}"
 
 
 def _memory(record: Record, kind: str) -> str:

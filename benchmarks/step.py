@@ -4,7 +4,7 @@ A round is, for each arm, one forward pass, one backward pass and one optimiser 
 forward and backward to its inputs, is the limit: whatever is trained through it costs at least that.
 
     python -m benchmarks.step                                      SmolLM2-135M, float32, 4 x 128 tokens
-    python -m benchmarks.step --dtype bfloat16 --record step_bf16
+    python -m benchmarks.step --dtype bfloat16 --rows 1 --length 16 --record step_bf16    few tokens, for any processor
     python -m benchmarks.step --model minilm --rows 16 --length 64 --record minilm
     python -m benchmarks.step --arms peft-lora --record scratch    a quick look: the limit, ALLoRA and one more
 """

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 
@@ -293,6 +294,14 @@ def test_a_failure_while_training_leaves_the_old_run(base, tmp_path, monkeypatch
     monkeypatch.setattr("transformers.Trainer.training_step", broken)
     assert main([*base, "--overwrite"]) == 130
     assert (contents(tmp_path), weights(tmp_path)) == first
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_is_the_exit_code(base, tmp_path, monkeypatch, number: int) -> None:
+    before = contents(tmp_path)
+    monkeypatch.setattr("alloralib.training.run.prepare", lambda *args: signal.raise_signal(number))
+    assert main(base) == 128 + number
+    assert contents(tmp_path) == before
 
 
 CONFIGS = {

@@ -118,7 +118,7 @@ class Interruption(TrainerCallback):
         first = not self.received
         self.received = number
         if not self._training or not first:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         print("\nallora: stopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -62,7 +62,7 @@ class Rows(NamedTuple):
 
     def unpack(self, x: Tensor) -> Tensor:
         """(1, tokens, ...) -> (batch, length, ...), zero where there is no token."""
-        padded = x.new_zeros(self.batch * self.length, *x.shape[2:]).index_copy(0, self.places, x[0])
+        padded = x.new_zeros(self.batch * self.length, *x.shape[2:]).index_copy(0, self.places.to(x.device), x[0])
         return padded.view(self.batch, self.length, *x.shape[2:])
 
 
@@ -72,7 +72,7 @@ class _Pack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Rows) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.rows = rows
-        return x.flatten(0, 1).index_select(0, rows.places).unsqueeze(0)
+        return x.flatten(0, 1).index_select(0, rows.places.to(x.device)).unsqueeze(0)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]

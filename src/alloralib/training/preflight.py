@@ -1,4 +1,7 @@
-"""Before the first step: what the run will train on, what it will cost, and the mistakes that would waste it."""
+"""Before the first step: what the run will train on, what it will cost, and the mistakes that would waste it.
+
+Foreign private API used here: the Trainer's `_prepare_inputs`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from ..errors import TrainingError
 from . import compiling
 from .batches import BucketBatches, lengths_of
 from .config import RunConfig
+from .packing import without_padding
 from .state import random_state, set_random
 
 IGNORED = -100
@@ -207,7 +211,10 @@ def _measure(config: RunConfig, trainer: Any, steps: int, warnings: list[str]) -
         batch = trainer.data_collator([dataset[i] for i in rows])
         del batch["row"]
         start = time.perf_counter()
-        loss = model(**trainer._prepare_inputs(batch), **as_trained).loss
+        inputs = trainer._prepare_inputs(batch)
+        if not config.is_language:  # TRL's trainer comes to it within the model
+            inputs = without_padding(model.get_base_model(), inputs, call=model)
+        loss = model(**inputs, **as_trained).loss
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} before the first step", where="preflight",
