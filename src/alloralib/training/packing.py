@@ -208,9 +208,9 @@ def _prepared(model: Any, call: Callable[..., Any], device: torch.device) -> str
         return "the model is compiled: packed batches would be programs of their own"
     hooks = [block.register_forward_pre_hook(_enter, with_kwargs=True) for block in blocks]
     hooks.append(blocks[-1].register_forward_hook(_leave, with_kwargs=True))
-    model.set_attn_implementation(ATTENTION)
     reason = "the trial was interrupted"
     try:
+        model.set_attn_implementation(ATTENTION)
         reason = _tried(model, call, device, blocks[-1])
     except Exception as error:  # whatever a model's own code makes of it, it can still be trained on padded rows
         reason = f"the model fails on packed rows: {type(error).__name__}: {error}"
