@@ -217,7 +217,7 @@ def test_what_cannot_be_packed_is_told() -> None:
     routed.config.output_router_logits = True
     compiled.model.layers[1].compile()
     eager.set_attn_implementation("eager")
-    dropping.config.layerdrop = 0.1
+    dropping.config.decoder_layerdrop = 0.1
     for model, reason in ((routed, "router"), (compiled, "compiled"), (eager, "eager"), (dropping, "by chance")):
         assert reason in str(packing.why_not_packed(model, model, CPU))
 

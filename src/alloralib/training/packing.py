@@ -202,7 +202,7 @@ def _prepared(model: Any, call: Callable[..., Any], device: torch.device) -> str
         return f"the model's attention is {config._attn_implementation}, not sdpa"
     if getattr(model.config, "output_router_logits", False):
         return "the router's loss is made of all places of a batch"
-    if getattr(config, "layerdrop", 0):
+    if any(share for name, share in vars(config).items() if name.endswith("layerdrop")):
         return "the model leaves out blocks by chance, maybe the last"
     if any(module._compiled_call_impl is not None for module in model.modules()):
         return "the model is compiled: packed batches would be programs of their own"
