@@ -82,7 +82,7 @@ def report(config: RunConfig, found: dict[str, Any]) -> str:
         lines.append(
             f"  an epoch       {data['rows']:,} rows, {data['tokens']:,} tokens"
             + (f", {data['trained_tokens']:,} of them learnt" if "trained_tokens" in data else "")
-            + f"; padding adds {data['padding_share']:.1%} at most"  # what is neither packed nor cut
+            + f"; padding adds {data['padding_share']:.1%} at most"  # before packing
         )
     else:
         lines.append(f"  an epoch       {data['rows']:,} rows")
