@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaForSequenceClassification, MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -75,6 +75,15 @@ def test_packing_has_the_gradients_of_its_formula() -> None:
     assert torch.autograd.gradcheck(rows.pack, x)
     assert torch.autograd.gradcheck(rows.unpack, torch.randn(1, 6, 2, dtype=torch.float64, requires_grad=True))
     assert torch.autograd.gradgradcheck(rows.pack, x)
+
+
+def test_what_a_block_returns_beside_its_hidden_states_is_handed_on() -> None:
+    rows = packing.rows_of(batch([3, 1, 2])[0])
+    assert rows is not None
+    packed = torch.randn(1, 6, 2)
+    hidden, more = packing._leave(nn.Identity(), (), {"packed_rows": rows}, (packed, "more"))
+    assert torch.equal(hidden, rows.unpack(packed))
+    assert more == "more"
 
 
 def widths(model, monkeypatch) -> list[tuple[int, ...]]:
@@ -300,8 +309,10 @@ def test_a_run_packs_and_its_record_does_not_change(task: str, accumulation: int
         shapes.clear()
         with fast_paths(packed=on):
             train(RunConfig.of(settings))
-        found[on] = RunRecord.read(f"{settings['output_dir']}/record.json"), sum(shapes), len(shapes)
-    assert found[True][1] < 0.8 * found[False][1]
-    assert found[True][2] == found[False][2]
+        found[on] = RunRecord.read(f"{settings['output_dir']}/record.json"), list(shapes)
+    packed, padded = found[True][1], found[False][1]
+    assert packed[0] < padded[0]  # the preflight's longest batch
+    assert sum(packed) < 0.8 * sum(padded)
+    assert len(packed) == len(padded)
     for a, b in zip(found[True][0].history, found[False][0].history, strict=True):
         assert a == pytest.approx(b, rel=1e-5)

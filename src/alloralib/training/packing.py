@@ -12,8 +12,9 @@ and so does the trainer. Loss and gradients are the same.
 
 It takes a model of transformers whose attention is SDPA, and whose blocks hand on to it the keyword that says which tokens
 there are. No table says which models do, and not all that do can (a state that runs along the row, as Mamba's, does not stop at
-its end); so each is tried once, on a handful of tokens. Other packing cannot do this: TRL's `packing` puts rows of different
-steps together, its `padding_free` needs attention by FlashAttention, which a CPU has not.
+its end); so each is tried once, on a handful of tokens. Other packing is no substitute: TRL's `packing` puts rows of different
+steps together and its `padding_free` wants FlashAttention, which a CPU has not; where positions begin anew in a row,
+transformers keeps its parts apart by a mask, but attention is computed over the whole row.
 
 Foreign private API used here: `_compiled_call_impl`, by which a torch module knows that it is compiled, and
 `_attn_implementation`, by which a transformers configuration says which attention its models use.
