@@ -1,7 +1,7 @@
 """The arms: one training step of each method on the same model and the same batch.
 
 Every arm adapts the same linear layers (all but the output layer and a classifier) with the same rank; alpha = r, so that
-nobody scales. What a package does not bring itself is the same for all: the model, its loss, the optimiser (AdamW, fused,
+nobody scales. What a package does not bring itself is the same for all: the model, its loss, the optimizer (AdamW, fused,
 which is the default of transformers' Trainer). loralib and LitGPT have models of their own; here their linear layer takes the
 place of the model's.
 """
@@ -61,14 +61,14 @@ class Arm:
     Attributes:
         model: called with the batch; compiled or not.
         batch: arguments of the forward pass. With labels the model makes the loss; without, see `_projected`.
-        optimiser: None where nothing is trained.
+        optimizer: None where nothing is trained.
         paths: the fast paths under which the arm runs.
         chunked: whether the loss is made as `allora train` makes it, and not by the model.
     """
 
     model: Any
     batch: Batch
-    optimiser: torch.optim.Optimizer | None
+    optimizer: torch.optim.Optimizer | None
     paths: Callable[[], AbstractContextManager[Any]] = nullcontext
     chunked: bool = False
 
@@ -82,17 +82,17 @@ class Arm:
             return output.loss if "labels" in self.batch else _projected(output.last_hidden_state)
 
     def step(self) -> None:
-        """Forward, backward, optimiser step."""
+        """Forward, backward, optimizer step."""
         loss = self.loss()
         with self.paths():
             loss.backward()
         self.update()
 
     def update(self) -> None:
-        """The optimiser's step, and no gradient left behind."""
-        if self.optimiser is not None:
-            self.optimiser.step()
-            self.optimiser.zero_grad(set_to_none=True)
+        """The optimizer's step, and no gradient left behind."""
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         for value in self.batch.values():
             if isinstance(value, Tensor):
                 value.grad = None
@@ -129,8 +129,8 @@ def build(name: str, model: Any, batch: Batch, r: int) -> Arm:
     if name == "allora-train":
         fuse_elementwise(model)
     model.train()
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, fused=True)
-    return Arm(model, batch, optimiser, PATHS.get(name, nullcontext), chunked=name in CHUNKED)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, fused=True)
+    return Arm(model, batch, optimizer, PATHS.get(name, nullcontext), chunked=name in CHUNKED)
 
 
 def build_all(names: Iterable[str], base: Any, batch: Batch, r: int) -> dict[str, Arm]:

@@ -3,7 +3,7 @@
 The repeated blocks are compiled, as `allora train --compile` does it, for both. Two cases: batches of one length without
 padding, and batches of similar lengths as a run has them, where no two need be alike. The arms alternate round by round
 on the same batch, so that a slow minute of the machine hits all of them; a round is one forward pass, one backward pass
-and one optimiser step. Compiling starts from an empty cache for each arm and case, as on a machine that has compiled
+and one optimizer step. Compiling starts from an empty cache for each arm and case, as on a machine that has compiled
 nothing before; loading the compiler is left out.
 
     python -m benchmarks.compile

@@ -25,7 +25,7 @@ CAPTIONS = {
     "r": "Rank",
     "tokens": "Tokens in the batch",
     "bfloat16": "Hidden size, in bfloat16",
-    "compiled": "`torch.compile`, at the centre",
+    "compiled": "`torch.compile`, at the center",
 }
 
 FEWEST, MANY = 3, 10

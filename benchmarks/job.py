@@ -14,7 +14,7 @@ rows; which rows share a batch.
 What is timed is the process, from its start to its end, imports included. `allora train` also answers the test rows
 before and after, which the script does not: it gets few of them here, and the seconds of its own phase `evaluate` are
 taken off. Everything else that it does more counts against it: leaks and empty rows looked for, preflight with its
-measured steps, a checkpoint every tenth of the run, the rule's history, curve and card. The cache of tokenised rows is
+measured steps, a checkpoint every tenth of the run, the rule's history, curve and card. The cache of tokenized rows is
 off and the cache of `datasets` is empty: every job starts from the text.
 
 Accuracy is taken afterwards, by one evaluator for all arms, which loads the adapter with stock PEFT: on ARC-Easy the

@@ -2,7 +2,7 @@
 
 Two figures: the bytes that autograd keeps between the forward and the backward pass, counted tensor by tensor without what is
 there anyway (weights, the batch); and the process's resident memory at its highest during the steps, which also holds
-gradients, the optimiser's moments, temporaries and what the allocator does not give back.
+gradients, the optimizer's moments, temporaries and what the allocator does not give back.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --arm peft-lora        one arm, here; prints its numbers as JSON

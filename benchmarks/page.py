@@ -44,7 +44,7 @@ Made from the records in `benchmarks/records` by `python -m benchmarks.page`; `m
 The **limit** is the frozen model: its forward pass and its backward pass to the inputs only. Whatever is trained through it
 costs at least that. All arms run in one process and take turns, round by round; a ratio is one of medians over the rounds.
 The order is drawn anew for each round; in records of before, an arm is always behind the same other one. An arm is one forward
-pass, one backward pass and one step of fused AdamW; model, loss, batch and optimiser are the same for all, the adapted layers
+pass, one backward pass and one step of fused AdamW; model, loss, batch and optimizer are the same for all, the adapted layers
 differ. alpha = r everywhere. *ALLoRA takes* is its time over that arm's: below 1, ALLoRA is faster.
 
 The **floor** counts the floating-point operations of ALLoRA's narrow products and of the row norms over those of the limit

@@ -5,7 +5,7 @@ writes: the loss is taken of the answer alone, the answer ends with the end-of-t
 loss, and the adapter is on every linear layer with r = alpha = 16. Everything else is the libraries' default: AdamW, a rate
 that falls linearly, gradients clipped at 1, no dropout, float32 as the model is stored.
 
-Rows are padded when they are tokenised, all of them at once: `tokenizer(texts, padding=True)`, as most tutorials do. With
+Rows are padded when they are tokenized, all of them at once: `tokenizer(texts, padding=True)`, as most tutorials do. With
 `--dynamic-padding` a collator pads each batch instead, which is just as easy to write once it is known.
 
     python plain_job.py --model DIR --train train.jsonl --output-dir adapter [--dynamic-padding]
@@ -37,7 +37,7 @@ IGNORED = -100
 MAX_LENGTH = 512
 
 
-def tokenised(rows: Dataset, tokenizer: AutoTokenizer, *, padding: bool) -> Dataset:
+def tokenized(rows: Dataset, tokenizer: AutoTokenizer, *, padding: bool) -> Dataset:
     """Token ids, mask and labels of every row; the labels of the prompt and of padding are ignored."""
     prompts = list(rows["prompt"])
     texts = [prompt + answer + tokenizer.eos_token for prompt, answer in zip(prompts, rows["completion"], strict=True)]
@@ -81,8 +81,8 @@ def main() -> None:
 
     start = time.perf_counter()
     rows = load_dataset("json", data_files=arguments.train, split="train")
-    dataset = tokenised(rows, tokenizer, padding=not arguments.dynamic_padding)
-    clock["tokenise"] = time.perf_counter() - start
+    dataset = tokenized(rows, tokenizer, padding=not arguments.dynamic_padding)
+    clock["tokenize"] = time.perf_counter() - start
 
     start = time.perf_counter()
     trainer = Trainer(

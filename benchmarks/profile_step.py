@@ -18,7 +18,7 @@ ARMS = ("frozen", "allora", "allora-default", "peft-lora")
 BASE, LOGITS, ATTENTION, OTHERS = "frozen linear layers", "logits and loss", "attention", "norms, activations, additions"
 H, OUT, P = "H = X Aᵀ", "Y += H Bᵀ", "P = G [sB, B]"
 GRADS, GRAD_X = "for B and A: Gᵀ H, Pᵀ X", "for X: += P A"
-RULE, NODE, OPTIMISER = "the rule: norms and scale", "the node's own Python", "optimiser"
+RULE, NODE, OPTIMISER = "the rule: norms and scale", "the node's own Python", "optimizer"
 CATEGORIES: tuple[str, ...] = (BASE, LOGITS, ATTENTION, OTHERS, H, OUT, P, GRADS, GRAD_X, RULE, NODE, OPTIMISER)
 _ONEDNN = "mkldnn::_linear_pointwise"
 _PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::addmm_": 1, _ONEDNN: 0}

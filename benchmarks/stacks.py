@@ -1,4 +1,4 @@
-"""How the cost grows: decoder layers of any width, one factor varied at a time around a centre.
+"""How the cost grows: decoder layers of any width, one factor varied at a time around a center.
 
 Each point is measured as `benchmarks.step` is, on a stack from the middle of a model (no embedding, no output layer, and the
 input wants a gradient). The record is written after every point; `--resume` leaves out those that it has.
@@ -45,7 +45,7 @@ SERIES: dict[str, list[Point]] = {
     "bfloat16": [replace(CENTRE, width=value, dtype="bfloat16") for value in WIDTHS],
     "compiled": [replace(CENTRE, compiled=True), replace(CENTRE, compiled=True, dtype="bfloat16")],
 }
-"""Points by what is varied; the centre stands in several and is measured once."""
+"""Points by what is varied; the center stands in several and is measured once."""
 
 
 def measure(point: Point, seconds: float) -> Record:

@@ -1,6 +1,6 @@
 """One training step on a real model, every arm in turn, in one process.
 
-A round is, for each arm, one forward pass, one backward pass and one optimiser step on the same batch. The frozen model,
+A round is, for each arm, one forward pass, one backward pass and one optimizer step on the same batch. The frozen model,
 forward and backward to its inputs, is the limit: whatever is trained through it costs at least that.
 
     python -m benchmarks.step                                      SmolLM2-135M, float32, 4 x 128 tokens

@@ -45,7 +45,7 @@ def build(model: str, steps: int, output_dir: str, rows: Dataset, held_out: Data
         train_dataset=rows,
         eval_dataset=held_out,
         processing_class=AutoTokenizer.from_pretrained(model),
-        # DPO's default optimiser is AdamW, under which the scale on the gradient cancels: scale the step (docs/rule.md).
+        # DPO's default optimizer is AdamW, under which the scale on the gradient cancels: scale the step (docs/rule.md).
         peft_config=AlloraConfig(r=8, eta=2.0, apply_to="update", target_modules=["q_proj", "v_proj", "down_proj"]),
     )
 

@@ -61,7 +61,7 @@ def build(model: str, steps: int, output_dir: str, rows: Dataset, rewards=(corre
         args=GRPOConfig(output_dir=output_dir, max_steps=steps, **(defaults | settings)),
         train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
-        # GRPO's default optimiser is AdamW, under which the scale on the gradient cancels: scale the step (docs/rule.md).
+        # GRPO's default optimizer is AdamW, under which the scale on the gradient cancels: scale the step (docs/rule.md).
         peft_config=AlloraConfig(r=8, eta=2.0, apply_to="update", target_modules=["q_proj", "v_proj", "down_proj"]),
     )
 

@@ -14,7 +14,7 @@ def test_the_plain_script_learns_the_answer_and_its_end_and_no_padding(padded):
     tokenizer = word_level(WORDS)
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"  # as in SmolLM2: padding is the end of text
     rows = datasets.Dataset.from_dict({"prompt": ["the film was", "a plot"], "completion": [" good", " bad"]})
-    made = plain_job.tokenised(rows, tokenizer, padding=padded)
+    made = plain_job.tokenized(rows, tokenizer, padding=padded)
     end = tokenizer.eos_token_id
     for row, prompt, answer in zip(made, rows["prompt"], rows["completion"], strict=True):
         learnt = [label for label in row["labels"] if label != -100]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .adapters import METHODS, AlloraConfig, FamilyConfig, adopt, fast_paths, load_config, peft_config
+    from .adapters import METHODS, AlloraConfig, VariantConfig, enable_allora, fast_paths, load_config, make_config
     from .adapters.elementwise import fuse_elementwise
     from .errors import AlloraError
     from .ops.held import hold_row_scales
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 _WHERE = {
     "AlloraConfig": "adapters",
     "AlloraError": "errors",
-    "FamilyConfig": "adapters",
+    "VariantConfig": "adapters",
     "METHODS": "adapters",
     "RunConfig": "training",
-    "adopt": "adapters",
+    "enable_allora": "adapters",
     "fast_paths": "adapters",
     "fuse_elementwise": "adapters.elementwise",
     "hold_row_scales": "ops.held",
     "load_config": "adapters",
-    "peft_config": "adapters",
+    "make_config": "adapters",
     "row_norms": "ops.scale",
     "scale": "ops.scale",
     "train": "training",
@@ -42,15 +42,15 @@ __all__ = [
     "METHODS",
     "AlloraConfig",
     "AlloraError",
-    "FamilyConfig",
+    "VariantConfig",
     "RunConfig",
     "__version__",
-    "adopt",
+    "enable_allora",
     "fast_paths",
     "fuse_elementwise",
     "hold_row_scales",
     "load_config",
-    "peft_config",
+    "make_config",
     "row_norms",
     "scale",
     "train",

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import alloralib
-from alloralib import AlloraConfig, peft_config
+from alloralib import AlloraConfig, make_config
 from alloralib.adapters.attach import AlloraLayer, Linear
 from alloralib.adapters.variants import AlloraVariant
 from alloralib.errors import LayerError, MergeError
@@ -88,10 +88,10 @@ def test_dora_added_to_allora_layers_is_dora() -> None:
 
 def test_allora_on_stock_layers_is_refused_until_adopted() -> None:
     model = get_peft_model(llama(), lora())
-    with pytest.raises(LayerError, match="adopt"):
+    with pytest.raises(LayerError, match="enable_allora"):
         model.add_adapter("second", allora())
     assert "second" not in model.peft_config
-    assert alloralib.adopt(model) == 4
+    assert alloralib.enable_allora(model) == 4
     model.add_adapter("second", allora())
     assert variants(model, "default") == {False}
     assert variants(model, "second") == {True}
@@ -102,7 +102,7 @@ def test_adopted_lora_is_unchanged() -> None:
     model = get_peft_model(llama(), lora()).eval()
     randomise(model)
     before = gradients(model, LM)
-    alloralib.adopt(model)
+    alloralib.enable_allora(model)
     after = gradients(model, LM)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -185,7 +185,7 @@ def test_tied_embeddings() -> None:
 @pytest.mark.parametrize("safe", [False, True])
 def test_merge_and_unmerge(method: str, safe: bool) -> None:
     base = llama()
-    model = get_peft_model(copy.deepcopy(base), peft_config(method, r=3, target_modules="all-linear")).eval()
+    model = get_peft_model(copy.deepcopy(base), make_config(method, r=3, target_modules="all-linear")).eval()
     randomise(model)
     tuned = model(**LM).logits
     model.merge_adapter(safe_merge=safe)
@@ -198,7 +198,7 @@ def test_merge_and_unmerge(method: str, safe: bool) -> None:
 
 
 def test_asf_lora_refuses_to_merge_and_leaves_the_model_as_it_was() -> None:
-    model = get_peft_model(llama(), peft_config("asf-lora", r=3, target_modules=QV)).eval()
+    model = get_peft_model(llama(), make_config("asf-lora", r=3, target_modules=QV)).eval()
     randomise(model)
     tuned = model(**LM).logits
     for merge in (model.merge_adapter, model.merge_and_unload):
@@ -208,7 +208,7 @@ def test_asf_lora_refuses_to_merge_and_leaves_the_model_as_it_was() -> None:
 
 
 def test_asf_lora_computes_its_definition() -> None:
-    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 5)), peft_config("asf-lora", r=2, target_modules=["0"]))
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 5)), make_config("asf-lora", r=2, target_modules=["0"]))
     randomise(model, size=1.0)
     layer = model.base_model.model[0]
     x = torch.randn(4, 6)
@@ -217,7 +217,7 @@ def test_asf_lora_computes_its_definition() -> None:
 
 
 def test_allora_d_drops_in_training_only() -> None:
-    model = get_peft_model(llama(), peft_config("allora-d", r=3, dropout=0.5, target_modules=QV))
+    model = get_peft_model(llama(), make_config("allora-d", r=3, dropout=0.5, target_modules=QV))
     randomise(model)
     model.eval()
     assert torch.equal(model(**LM).logits, model(**LM).logits)

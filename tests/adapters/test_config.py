@@ -6,7 +6,7 @@ import math
 import pytest
 from peft import LoraConfig
 
-from alloralib import METHODS, AlloraConfig, FamilyConfig, peft_config
+from alloralib import METHODS, AlloraConfig, VariantConfig, make_config
 from alloralib.errors import ConfigError
 
 
@@ -91,7 +91,7 @@ def test_dataclasses_replace_works() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_by_name(method: str) -> None:
-    config = peft_config(method, r=4, target_modules=["q"], rank_pattern={"q": 2})
+    config = make_config(method, r=4, target_modules=["q"], rank_pattern={"q": 2})
     dropout = 0.05 if "dropout" in METHODS[method].knobs else 0.0
     assert config.lora_dropout == dropout
     assert config.use_dora is (method == "dora")
@@ -106,7 +106,7 @@ def test_every_method_by_name(method: str) -> None:
 def test_a_knob_exists_only_where_it_means_something(method: str, knob: str) -> None:
     value = {"eta": 1.5, "dropout": 0.2, "apply_to": "update"}[knob]
     if knob in METHODS[method].knobs:
-        config = peft_config(method, **{knob: value})
+        config = make_config(method, **{knob: value})
         if knob == "dropout":
             assert config.lora_dropout == value
         elif method == "lora-x-eta":
@@ -115,20 +115,20 @@ def test_a_knob_exists_only_where_it_means_something(method: str, knob: str) -> 
             assert getattr(config, knob) == value
     else:
         with pytest.raises(ConfigError, match=f"has no {knob}"):
-            peft_config(method, **{knob: value})
+            make_config(method, **{knob: value})
 
 
 def test_misspelt_method_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'allora-od'"):
-        peft_config("alora-od")
+        make_config("alora-od")
 
 
 def test_family_config_refuses_what_its_member_does_not_have() -> None:
     with pytest.raises(ConfigError, match="lora_dropout"):
-        FamilyConfig(method="asf-lora", lora_dropout=0.1)
+        VariantConfig(method="asf-lora", lora_dropout=0.1)
     with pytest.raises(ConfigError, match="apply_to"):
-        FamilyConfig(method="allora-od", apply_to="update")
+        VariantConfig(method="allora-od", apply_to="update")
     with pytest.raises(ConfigError, match="method"):
-        FamilyConfig(method="lora")
+        VariantConfig(method="lora")
     with pytest.raises(ConfigError, match="dropout must be"):
-        FamilyConfig(method="allora-d", lora_dropout=1.0)
+        VariantConfig(method="allora-d", lora_dropout=1.0)

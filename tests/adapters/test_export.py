@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from alloralib import peft_config
+from alloralib import make_config
 from alloralib.adapters import export, gguf_export
 from alloralib.adapters.export import export_merged, export_peft
 from alloralib.adapters.gguf_export import export_gguf, find_converter, unpermute
@@ -21,7 +21,7 @@ TARGETS = ["q_proj", "k_proj", "down_proj"]
 
 def saved(tmp_path, method: str = "allora", base=llama, *, trained: bool = True, **settings):
     settings = {"r": 4, "target_modules": TARGETS} | settings
-    model = get_peft_model(base(), peft_config(method, **settings)).eval()
+    model = get_peft_model(base(), make_config(method, **settings)).eval()
     if trained:
         randomise(model)
     model.save_pretrained(tmp_path / "adapter")
@@ -115,7 +115,7 @@ def test_an_adapter_that_rounding_would_swallow_is_refused(tmp_path) -> None:
     def base():
         return llama().bfloat16()
 
-    model = get_peft_model(base(), peft_config("allora", r=4, target_modules=TARGETS))
+    model = get_peft_model(base(), make_config("allora", r=4, target_modules=TARGETS))
     randomise(model, size=0.02)
     model.save_pretrained(tmp_path / "adapter")
     with pytest.raises(MergeError, match="is lost"):

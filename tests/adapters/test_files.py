@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from alloralib import AlloraConfig, FamilyConfig, load_config, peft_config
+from alloralib import AlloraConfig, VariantConfig, load_config, make_config
 from alloralib.adapters.attach import Linear
 from alloralib.adapters.files import SIDECAR
 from alloralib.errors import ConfigError
@@ -19,7 +19,7 @@ LM = {"input_ids": tokens(), "labels": tokens()}
 
 
 def saved(tmp_path, method: str = "allora", **settings):
-    config = peft_config(
+    config = make_config(
         method, **{"r": 4, "target_modules": ["q_proj", "down_proj"], "rank_pattern": {"q_proj": 2}} | settings
     )
     model = get_peft_model(llama(), config).eval()
@@ -89,7 +89,7 @@ def test_loading_restores_the_method(tmp_path, method: str, trainable: bool) -> 
     model, path = saved(tmp_path, method, eta=1.25)
     again = PeftModel.from_pretrained(llama(), path, is_trainable=trainable).eval()
     config = again.peft_config["default"]
-    assert type(config) is (AlloraConfig if method == "allora" else FamilyConfig)
+    assert type(config) is (AlloraConfig if method == "allora" else VariantConfig)
     assert (config.eta, config.r, config.rank_pattern) == (1.25, 4, {"q_proj": 2})
     assert getattr(config, "method", "allora") == method
     assert all(m.lora_variant["default"].eta == 1.25 for m in again.modules() if isinstance(m, Linear))

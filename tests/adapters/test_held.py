@@ -1,4 +1,4 @@
-"""The rule's scale once per optimiser step: the same training, and no scale of factors that are no more."""
+"""The rule's scale once per optimizer step: the same training, and no scale of factors that are no more."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .models import Convs, gpt2, llama, randomise, tokens
 
 
 class DataSGD(torch.optim.Optimizer):
-    """Writes past torch's counters, as many optimisers do."""
+    """Writes past torch's counters, as many optimizers do."""
 
     def __init__(self, params, rate: float = 1.0) -> None:
         super().__init__(params, {"lr": rate})
@@ -82,19 +82,19 @@ MODELS = {
 
 
 @pytest.mark.parametrize(
-    "optimiser", [lambda p: torch.optim.SGD(p, 0.5), lambda p: torch.optim.AdamW(p, 0.1, fused=True), DataSGD]
+    "optimizer", [lambda p: torch.optim.SGD(p, 0.5), lambda p: torch.optim.AdamW(p, 0.1, fused=True), DataSGD]
 )
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_training_within_is_the_same_to_the_bit(kind, optimiser, norms_taken) -> None:
+def test_a_training_within_is_the_same_to_the_bit(kind, optimizer, norms_taken) -> None:
     build, inputs = MODELS[kind]
     model = build()
     start = factors(model)
-    train(model, optimiser([p for p in model.parameters() if p.requires_grad]), inputs)
+    train(model, optimizer([p for p in model.parameters() if p.requires_grad]), inputs)
     expected, each_pass = factors(model), len(norms_taken)
     norms_taken.clear()
     again = build()
     with hold_row_scales():
-        train(again, optimiser([p for p in again.parameters() if p.requires_grad]), inputs)
+        train(again, optimizer([p for p in again.parameters() if p.requires_grad]), inputs)
     found = factors(again)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert any(not torch.equal(found[name], start[name]) for name in expected)

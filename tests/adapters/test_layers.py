@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from alloralib import AlloraConfig, peft_config
+from alloralib import AlloraConfig, make_config
 from alloralib.adapters import attach
 from alloralib.errors import LayerError
 
@@ -171,11 +171,11 @@ def test_untested_layers_are_refused_by_name(name: str) -> None:
     assert "remedy" in str(caught.value)
 
 
-def test_quantised_and_tensor_parallel_layers_are_refused() -> None:
-    quantised = nn.Sequential(nn.Linear(4, 4))
-    quantised[0].weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+def test_quantized_and_tensor_parallel_layers_are_refused() -> None:
+    quantized = nn.Sequential(nn.Linear(4, 4))
+    quantized[0].weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
     with pytest.raises(LayerError, match="floating-point"):
-        get_peft_model(quantised, AlloraConfig(r=2, target_modules=["0"]))
+        get_peft_model(quantized, AlloraConfig(r=2, target_modules=["0"]))
     parallel = nn.Sequential(nn.Linear(4, 4))
     parallel[0]._hf_tp_plan = "colwise"
     with pytest.raises(LayerError, match="tensor-parallel"):
@@ -185,7 +185,7 @@ def test_quantised_and_tensor_parallel_layers_are_refused() -> None:
 @pytest.mark.parametrize("method", ["allora-od", "asf-lora"])
 def test_methods_that_read_the_output_are_refused_on_parameters(method: str) -> None:
     with pytest.raises(LayerError, match="target modules instead"):
-        get_peft_model(mixtral(), peft_config(method, r=2, target_modules=[], target_parameters=["mlp.experts.down_proj"]))
+        get_peft_model(mixtral(), make_config(method, r=2, target_modules=[], target_parameters=["mlp.experts.down_proj"]))
 
 
 def test_rank_beyond_the_smaller_side_warns_and_trains() -> None:

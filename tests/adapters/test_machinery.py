@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from alloralib import METHODS, peft_config
+from alloralib import METHODS, make_config
 
 from .models import Convs, gpt2, gradients, llama, randomise, tokens
 
@@ -13,7 +13,7 @@ LM = {"input_ids": tokens(4, 9), "labels": tokens(4, 9)}
 
 def build(base=llama, targets="all-linear", method="allora", **settings):
     knobs = {"eta": 1.7} if "eta" in METHODS[method].knobs else {}
-    model = get_peft_model(base(), peft_config(method, r=3, target_modules=targets, **knobs, **settings)).eval()
+    model = get_peft_model(base(), make_config(method, r=3, target_modules=targets, **knobs, **settings)).eval()
     randomise(model)
     return model
 

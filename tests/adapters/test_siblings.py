@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from alloralib import AlloraConfig, peft_config
+from alloralib import AlloraConfig, make_config
 from alloralib.adapters import layers, siblings
 from alloralib.adapters.siblings import fast_paths
 
@@ -17,7 +17,7 @@ LM = {"input_ids": tokens(2, 7), "labels": tokens(2, 7)}
 
 
 def build(base=llama, method="allora", targets="all-linear", **settings):
-    model = get_peft_model(base(), peft_config(method, r=3, target_modules=targets, **settings)).eval()
+    model = get_peft_model(base(), make_config(method, r=3, target_modules=targets, **settings)).eval()
     randomise(model)
     return model
 
@@ -177,7 +177,7 @@ def test_an_output_that_nothing_is_made_of_has_no_gradient_and_disturbs_none() -
 
 def test_adapters_come_go_and_differ(nodes) -> None:
     model, _ = two()
-    model.add_adapter("lora", peft_config("lora", r=2, dropout=0.0, target_modules=["up_proj"]))
+    model.add_adapter("lora", make_config("lora", r=2, dropout=0.0, target_modules=["up_proj"]))
     randomise(model, "lora")
     for active in (["default"], ["lora"], ["default", "lora"]):
         model.base_model.set_adapter(active)

@@ -1,4 +1,4 @@
-"""`apply_to="update"`: the optimiser's step scaled row by row, for every optimiser (method.md, section 4)."""
+"""`apply_to="update"`: the optimizer's step scaled row by row, for every optimizer (method.md, section 4)."""
 
 import copy
 
@@ -44,7 +44,7 @@ def factors(model) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", OPTIMISERS)
 @pytest.mark.parametrize("start", [0.0, 0.3])
 def test_the_step_is_the_natural_step_scaled(name: str, start: float) -> None:
-    """Against the same optimiser stepping a copy with the same gradients and no rule."""
+    """Against the same optimizer stepping a copy with the same gradients and no rule."""
     model = build()
     if start:
         randomise(model, size=start)
@@ -93,11 +93,11 @@ def test_under_adam_eta_acts_on_the_update_and_cancels_in_the_gradient(eta: floa
         net[0].weight.data.zero_()
         model = get_peft_model(net, AlloraConfig(r=4, eta=eta, target_modules=["0"], apply_to=apply_to))
         x, y = torch.randn(64, 24), torch.randn(64, 16)
-        optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-5)
         for _ in range(5):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (model(x) - y).square().mean().backward()
-            optimiser.step()
+            optimizer.step()
         layer = next(m for m in model.modules() if isinstance(m, AlloraLayer))
         return layer.adapter_row_norms("default").mean().item()
 
@@ -134,7 +134,7 @@ def test_other_layer_types(kind: str) -> None:
 
 
 def test_only_the_adapters_that_ask_are_scaled() -> None:
-    """A head that is trained in full, and an adapter with apply_to="gradient", step as the optimiser says."""
+    """A head that is trained in full, and an adapter with apply_to="gradient", step as the optimizer says."""
     model = build()
     model.add_adapter("other", AlloraConfig(r=2, eta=1.7, target_modules=["q_proj"]))
     model.set_adapter("other")
@@ -167,7 +167,7 @@ class Home(torch.optim.Optimizer):
                 p.data.add_(p.grad, alpha=-group["lr"])
 
 
-def test_an_optimiser_of_ones_own() -> None:
+def test_an_optimizer_of_ones_own() -> None:
     model = build()
     params = [p for p in model.parameters() if p.requires_grad]
     grads = gradients(model, LM)

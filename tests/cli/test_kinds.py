@@ -193,7 +193,7 @@ def test_a_model_without_a_chat_template(tiny_llama, tmp_path, capsys) -> None:
     assert contents(tmp_path) == {"chat.jsonl"}
 
 
-def test_a_quantised_model_is_trained_as_it_is(tiny_llama, tmp_path, capsys) -> None:
+def test_a_quantized_model_is_trained_as_it_is(tiny_llama, tmp_path, capsys) -> None:
     """The same command on a model that was stored in 4 bits; what cannot be done with it says so."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -210,5 +210,5 @@ def test_a_quantised_model_is_trained_as_it_is(tiny_llama, tmp_path, capsys) -> 
     tuned = json.loads(capsys.readouterr().out)["tuned"]
     assert tuned["loss"] == pytest.approx(metrics["after"]["loss"], rel=1e-3)
     merge = ["merge", str(tmp_path / "run"), "--output-dir", str(tmp_path / "merged")]
-    refused(merge, tmp_path, capsys, "the base is quantised")
+    refused(merge, tmp_path, capsys, "the base is quantized")
     assert main([*merge, "--model", tiny_llama]) == 0

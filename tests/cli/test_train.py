@@ -100,7 +100,7 @@ def test_every_method_trains(base, tmp_path, method: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adafactor", "adamw_torch_fused"])
-def test_the_update_rule_under_other_optimisers(base, tmp_path, optimizer: str) -> None:
+def test_the_update_rule_under_other_optimizers(base, tmp_path, optimizer: str) -> None:
     assert main(with_(base, apply_to="update", optimizer=optimizer)) == 0
     assert json.loads((tmp_path / "run" / "allora_config.json").read_text())["apply_to"] == "update"
 

@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from alloralib import peft_config
+from alloralib import make_config
 from alloralib.adapters.inspection import inspect_adapter
 from alloralib.cli.main import VERBS, main
 from alloralib.ops.scale import row_norms, scale
@@ -44,7 +44,7 @@ def lay_out(directory, base: str, task: str, data, *, method="allora", trained=T
     else:
         model = AutoModelForCausalLM.from_pretrained(base)
     kind = "SEQ_CLS" if labels else "CAUSAL_LM"
-    model = get_peft_model(model, peft_config(method, r=4, target_modules=["q_proj", "down_proj"], task_type=kind)).eval()
+    model = get_peft_model(model, make_config(method, r=4, target_modules=["q_proj", "down_proj"], task_type=kind)).eval()
     if trained:
         randomise(model)
     model.save_pretrained(directory)
@@ -407,7 +407,7 @@ def test_inspect_reads_convolutions_embeddings_and_plain_lora(tmp_path) -> None:
             (gpt2(), "rslora", {"target_modules": ["wte", "c_attn"], "rank_pattern": {"c_attn": 2}}),
         ]
     ):
-        model = get_peft_model(base, peft_config(method, r=3, **settings))
+        model = get_peft_model(base, make_config(method, r=3, **settings))
         randomise(model)
         model.save_pretrained(tmp_path / str(number))
         found = inspect_adapter(tmp_path / str(number))

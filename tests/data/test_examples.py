@@ -65,7 +65,7 @@ def test_pairs_are_two_segments(minilm) -> None:
     assert first["token_type_ids"] == [0, 0, 0, 1, 1]
 
 
-def test_nothing_to_tokenise_is_refused(minilm) -> None:
+def test_nothing_to_tokenize_is_refused(minilm) -> None:
     rows = table(text=["one", "\u200b\u200b"], label=["a", "b"])
     with pytest.raises(DataError, match=r"row 2 \(line 3\).*becomes no token"):
         build_examples("classification", rows, TEXT, processor=minilm)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alloralib.data import parts as module
-from alloralib.data.duplicates import example_keys, normalised
+from alloralib.data.duplicates import example_keys, normalized
 from alloralib.data.forms import Columns, Kind
 from alloralib.data.parts import Parts, load_parts, sample
 from alloralib.data.table import Table
@@ -130,7 +130,7 @@ BREAKAGES = {
     "nothing is taken out of an earlier part": ("parts._without", lambda table, *rest: table),
     "every row is held to be another example": ("parts.example_keys", own_key_each),
     "repeated rows stay": ("parts.row_keys", own_key_each),
-    "case and white space count": ("duplicates.normalised", lambda text: text),
+    "case and white space count": ("duplicates.normalized", lambda text: text),
 }
 
 
@@ -195,7 +195,7 @@ def test_what_makes_two_rows_the_same_example(tmp_path) -> None:
     def keys(kind: Kind, columns: Columns, **values: list[Any]) -> list[str]:
         return example_keys(kind, Table("x", "0", values), columns)
 
-    assert normalised("STRASSE\u00a0 Straße\n") == "strasse strasse"
+    assert normalized("STRASSE\u00a0 Straße\n") == "strasse strasse"
     one, two, three = keys(
         "classification", PAIR, text=["a b", "a", "A  b"], text_pair=["c", "b c", "c"], label=["1", "1", "2"]
     )

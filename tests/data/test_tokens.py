@@ -1,4 +1,4 @@
-"""Tokenised rows that are kept: found again by all that they are made of, and by nothing less."""
+"""Tokenized rows that are kept: found again by all that they are made of, and by nothing less."""
 
 import json
 import pickle

@@ -109,7 +109,7 @@ def test_gradcheck_fails_on_A_and_B_exactly_where_the_scale_is_not_one(size: flo
 def test_gradcheck_passes_for_the_natural_gradient() -> None:
     p = Problem.random(0, 4, 5, 3, 2, eta=1.0)
     leaves = [t.requires_grad_() for t in (p.x, p.W, p.A, p.B)]
-    assert torch.autograd.gradcheck(lambda x, W, A, B: lora_linear(x, W, None, A, B, gradient="natural", scaling=1.5), leaves)
+    assert torch.autograd.gradcheck(lambda x, W, A, B: lora_linear(x, W, None, A, B, gradient="plain", scaling=1.5), leaves)
 
 
 def test_lora_x_eta_is_a_factor_on_the_output() -> None:
@@ -121,7 +121,7 @@ def test_lora_x_eta_is_a_factor_on_the_output() -> None:
         A, B = A.clone(), B.clone()
         for _ in range(5):
             A.requires_grad_(), B.requires_grad_()
-            y = lora_linear(p.x, p.W, None, A, B, gradient="natural", scaling=factor)
+            y = lora_linear(p.x, p.W, None, A, B, gradient="plain", scaling=factor)
             grads = torch.autograd.grad((y - p.G).square().mean(), [A, B])
             A, B = ((t - lr * g).detach() for t, g in zip((A, B), grads, strict=True))
         return factor * B @ A
@@ -134,7 +134,7 @@ def test_solve_is_not_vacuous() -> None:
     """The scale matters in the problems above: ALLoRA's gradients differ from LoRA's."""
     p = Problem.random(1, 5, 6, 7, 3, eta=2.0)
     ours = solve(lora_linear, p)
-    natural = solve(lambda *a, **k: lora_linear(*a, **{**k, "gradient": "natural"}), p)
+    natural = solve(lambda *a, **k: lora_linear(*a, **{**k, "gradient": "plain"}), p)
     torch.testing.assert_close(ours[:2], natural[:2])
     assert not torch.allclose(ours[2], natural[2])
     assert not torch.allclose(ours[3], natural[3])

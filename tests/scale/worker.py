@@ -49,7 +49,7 @@ def batches(rank: int = 0, world: int = 1) -> list[Tensor]:
     return [torch.randint(1, 23, (BATCH, LENGTH), generator=g)[rank * share : (rank + 1) * share] for _ in range(STEPS)]
 
 
-def optimiser(model: nn.Module, apply_to: str) -> torch.optim.Optimizer:
+def optimizer(model: nn.Module, apply_to: str) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     kind = torch.optim.SGD if apply_to == "gradient" else torch.optim.AdamW
     return kind(trained, lr=RATES[apply_to])
@@ -59,7 +59,7 @@ def train(
     model: nn.Module, shares: list[Tensor], apply_to: str = "gradient", backward: Callable | None = None, opt=None
 ) -> nn.Module:
     """A plain loop."""
-    opt = opt or optimiser(model, apply_to)
+    opt = opt or optimizer(model, apply_to)
     for tokens in shares:
         opt.zero_grad()
         loss = model(input_ids=tokens, labels=tokens).loss
@@ -101,7 +101,7 @@ def adding_up(
 ) -> nn.Module:
     """Two batches to a step, the scales held in between."""
     model = prepare(adapted(path))
-    opt = optimiser(model, "gradient")
+    opt = optimizer(model, "gradient")
     with hold_row_scales():
         for k, tokens in enumerate(batches(rank, world)):
             (model(input_ids=tokens, labels=tokens).loss / 2).backward()
@@ -131,7 +131,7 @@ def accelerate_fsdp2(path: str, out: Path) -> dict[str, Tensor]:
     accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
     assert accelerator.is_fsdp2
     model = adapted(path)
-    model, opt = accelerator.prepare(model, optimiser(model, "gradient"))
+    model, opt = accelerator.prepare(model, optimizer(model, "gradient"))
     assert all(isinstance(p, DTensor) for p in model.parameters() if p.requires_grad)
     train(model, batches(dist.get_rank(), dist.get_world_size()), backward=accelerator.backward, opt=opt)
     trained = adapter(model)

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from alloralib.data.duplicates import normalised
+from alloralib.data.duplicates import normalized
 from alloralib.reporting.commonsense_figures import _runs, _share, draw_table3
 from alloralib.studies import table3
 from alloralib.studies.commonsense import METHODS, Row, answer_losses, load_tasks, tune
@@ -79,8 +79,8 @@ def test_the_laptop_plan_is_within_its_budget() -> None:
 def test_rows_are_apart_and_the_questions_the_same_for_all_seeds() -> None:
     settings, data = STUDY.settings["laptop"], StudyData(data_dir())
     a, b = load_tasks(settings, data, 0), load_tasks(settings, data, 1)
-    trained = {normalised(q.prompt) for rows in a.values() for q in rows.train}
-    asked = {normalised(q.prompt) for rows in a.values() for q in (*rows.validation, *rows.test)}
+    trained = {normalized(q.prompt) for rows in a.values() for q in rows.train}
+    asked = {normalized(q.prompt) for rows in a.values() for q in (*rows.validation, *rows.test)}
     assert len(asked) == sum(len(rows.validation) + len(rows.test) for rows in a.values())
     assert not trained & asked
     for name, rows in a.items():

@@ -8,7 +8,7 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 
-from alloralib import AlloraConfig, peft_config
+from alloralib import AlloraConfig, make_config
 from alloralib.adapters.measure import layer_states, summary
 from alloralib.cli.main import main
 from alloralib.ops import reference
@@ -40,7 +40,7 @@ def test_layer_states_are_those_of_the_matrices() -> None:
 
 
 def test_stock_lora_has_norms_and_no_scale() -> None:
-    model = get_peft_model(llama(), peft_config("lora-x-eta", r=2, eta=2.0, target_modules=["q_proj"]))
+    model = get_peft_model(llama(), make_config("lora-x-eta", r=2, eta=2.0, target_modules=["q_proj"]))
     randomise(model)
     for name, state in layer_states(model).items():
         delta = model.get_submodule(name).get_delta_weight("default")

@@ -67,10 +67,10 @@ def test_accelerate(apply_to: str) -> None:
     model = get_peft_model(llama(), config).eval()
     start = state(model)
     accelerator = Accelerator(cpu=True)
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-    prepared, optimiser = accelerator.prepare(model, optimiser)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
     accelerator.backward(prepared(**LM).loss)
-    optimiser.step()
+    optimizer.step()
     assert_moved_by_the_rule(accelerator.unwrap_model(prepared), 0.5, start)
 
 
@@ -123,7 +123,7 @@ def test_trl_peft_config(tmp_path, apply_to: str) -> None:
     trainer = SFTTrainer(llama(), args, train_dataset=rows, processing_class=tokenizer(), peft_config=config)
     layers = allora_layers(trainer.model)
     assert {type(layer.lora_variant["default"]).__name__ for layer in layers} == {"LinearVariant"}
-    assert {layer.lora_variant["default"].gradient for layer in layers} == {"row" if apply_to == "gradient" else "natural"}
+    assert {layer.lora_variant["default"].gradient for layer in layers} == {"row" if apply_to == "gradient" else "plain"}
     start = state(trainer.model)
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.train()

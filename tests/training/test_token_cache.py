@@ -1,4 +1,4 @@
-"""`train` with rows that an earlier run has tokenised: the same run, without tokenising."""
+"""`train` with rows that an earlier run has tokenized: the same run, without tokenizing."""
 
 import shutil
 
@@ -39,13 +39,13 @@ def _same(one, other):
 
 
 @pytest.mark.parametrize("kind", ["causal-lm", "plain", "classification"])
-def test_a_second_run_does_not_tokenise_and_is_the_same(tiny_llama, reviews, tmp_path, monkeypatch, kept, kind):
+def test_a_second_run_does_not_tokenize_and_is_the_same(tiny_llama, reviews, tmp_path, monkeypatch, kept, kind):
     settings = {"task": "causal-lm" if kind == "plain" else kind, **COLUMNS[kind], "validation_share": 0.2}
     first = _run(tiny_llama, reviews, tmp_path / "one", **settings)
     assert len(list(kept.iterdir())) == 3  # train, validation, test
 
     def refuse(*args, **kwargs):
-        raise AssertionError("tokenised again")
+        raise AssertionError("tokenized again")
 
     monkeypatch.setattr(SFTTrainer, "_prepare_dataset", refuse)
     monkeypatch.setattr("alloralib.training.run.build_examples", refuse)
@@ -70,7 +70,7 @@ def test_where_one_part_is_kept_and_another_is_not(tiny_llama, reviews, tmp_path
     assert len(list(kept.iterdir())) == 2
 
 
-def test_other_rows_or_another_length_are_tokenised_anew(tiny_llama, reviews, tmp_path, kept):
+def test_other_rows_or_another_length_are_tokenized_anew(tiny_llama, reviews, tmp_path, kept):
     settings = {"task": "causal-lm", **COLUMNS["causal-lm"]}
     _run(tiny_llama, reviews, tmp_path / "one", **settings)
     _run(tiny_llama, reviews, tmp_path / "two", **settings, max_length=100)

@@ -1,9 +1,9 @@
 """The rule inside PEFT; the only place that touches `peft.tuners`."""
 
-from .attach import adopt
-from .config import AlloraConfig, FamilyConfig
+from .attach import enable_allora
+from .config import AlloraConfig, VariantConfig
 from .files import load_config
-from .methods import METHODS, peft_config
+from .methods import METHODS, make_config
 from .siblings import fast_paths
 
-__all__ = ["METHODS", "AlloraConfig", "FamilyConfig", "adopt", "fast_paths", "load_config", "peft_config"]
+__all__ = ["METHODS", "AlloraConfig", "VariantConfig", "enable_allora", "fast_paths", "load_config", "make_config"]

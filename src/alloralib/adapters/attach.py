@@ -1,6 +1,6 @@
 """From configuration to layers: which of ours goes in place of which module, and which modules are refused.
 
-Foreign private API used here: the LoRA layer classes of `peft.tuners.lora.layer`, by which `adopt` knows them, and
+Foreign private API used here: the LoRA layer classes of `peft.tuners.lora.layer`, by which `enable_allora` knows them, and
 `LoraModel._create_and_replace`, through which every adapter of every layer goes.
 """
 
@@ -17,11 +17,11 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import LayerError
-from . import quantised, siblings
+from . import quantized, siblings
 from .config import AlloraConfig
 from .layers import AlloraLayer, Conv1d, Conv2d, Conv3d, Embedding, Linear, ParamWrapper, check_base
 
-__all__ = ["AlloraLayer", "Conv1d", "Conv2d", "Conv3d", "Embedding", "Linear", "ParamWrapper", "adopt", "build_layer"]
+__all__ = ["AlloraLayer", "Conv1d", "Conv2d", "Conv3d", "Embedding", "Linear", "ParamWrapper", "enable_allora", "build_layer"]
 
 _LAYERS: dict[type[nn.Module], type[Any]] = {
     nn.Linear: Linear,
@@ -56,7 +56,7 @@ def build_layer(target: nn.Module, adapter_name: str, config: AlloraConfig, **kw
             where=f"layer {name!r}",
             remedy="build the adapter first (get_peft_model), then shard the model (FSDP); tensor parallelism is not supported",
         )
-    layer_class = quantised.layer_class(base, name) if parameter_name is None else ParamWrapper
+    layer_class = quantized.layer_class(base, name) if parameter_name is None else ParamWrapper
     if layer_class is not None and layer_class is not ParamWrapper:
         return layer_class(target, adapter_name, config=config, **kwargs)
     layer_class = layer_class or _layer_class(base)
@@ -66,9 +66,9 @@ def build_layer(target: nn.Module, adapter_name: str, config: AlloraConfig, **kw
             f"ALLoRA is not tested on {type(base).__module__}.{type(base).__name__}"
             + ("" if weight is None else f" with a weight of type {type(weight).__name__}")
             + f", and will not train plain LoRA in its place; it knows {known} with floating-point weights, "
-            + f"and {quantised.KNOWN}",
+            + f"and {quantized.KNOWN}",
             where=f"layer {name!r}",
-            remedy="leave this layer out of target_modules, or load the model unquantised",
+            remedy="leave this layer out of target_modules, or load the model unquantized",
         )
     if parameter_name is not None:
         return ParamWrapper(target, adapter_name, parameter_name=parameter_name, config=config, **kwargs)
@@ -85,7 +85,7 @@ _STOCK: dict[type[Any], type[Any]] = {
 }
 
 
-def adopt(model: nn.Module) -> int:
+def enable_allora(model: nn.Module) -> int:
     """Teach the LoRA layers that a stock `LoraConfig` built to take ALLoRA adapters too; existing adapters stay LoRA.
 
     Args:
@@ -96,9 +96,9 @@ def adopt(model: nn.Module) -> int:
     """
     adopted = 0
     for module in model.modules():
-        ours = _STOCK.get(type(module)) or quantised.ours(type(module))
+        ours = _STOCK.get(type(module)) or quantized.ours(type(module))
         if ours is Linear:  # PEFT builds it on bitsandbytes' layers too, where the model does not say how it was loaded
-            ours = quantised.layer_class(module.get_base_layer(), "") or Linear  # pyright: ignore
+            ours = quantized.layer_class(module.get_base_layer(), "") or Linear  # pyright: ignore
         if ours is not None:
             module.__class__ = ours
             adopted += 1
@@ -130,7 +130,7 @@ def _watch_layers() -> None:
             raise LayerError(
                 "this model's LoRA layers were built by a stock LoraConfig and cannot train ALLoRA",
                 where=f"{type(target).__module__}.{type(target).__name__}",
-                remedy="call alloralib.adopt(model) once before adding the adapter (or add the ALLoRA adapter first)",
+                remedy="call alloralib.enable_allora(model) once before adding the adapter (or add the ALLoRA adapter first)",
             )
         create_and_replace(self, lora_config, adapter_name, target, target_name, parent, current_key, **kwargs)
         siblings.introduce(parent, current_key.rpartition(".")[0])

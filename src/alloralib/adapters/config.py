@@ -38,8 +38,8 @@ _SETTABLE = frozenset(
 _WHY_NOT = {
     "lora_alpha": "ALLoRA has no factor alpha/r: it compounds from layer to layer (the paper's third flaw)",
     "alpha_pattern": "ALLoRA has no factor alpha/r: it compounds from layer to layer (the paper's third flaw)",
-    "use_rslora": "rank-stabilised LoRA is another alpha/r, and ALLoRA has none",
-    "lora_dropout": "ALLoRA has no dropout: it has not converged as a regulariser in a short run (the paper's first flaw)",
+    "use_rslora": "rank-stabilized LoRA is another alpha/r, and ALLoRA has none",
+    "lora_dropout": "ALLoRA has no dropout: it has not converged as a regularizer in a short run (the paper's first flaw)",
     "use_dora": "DoRA splits the weight into magnitude and direction, where the rule is not defined",
     "lora_bias": "the rule scales rows of BA, and a bias on B is not one of them",
 }
@@ -54,7 +54,7 @@ class AlloraConfig(LoraConfig):
         r: rank, >= 1. Beyond a layer's smaller side it only warns.
         eta: the scale while a row of BA is zero, in (0, 1e6]; the scale is 1/sqrt(||(BA)_i|| + 1/eta^2). Not the
             learning rate: the effective learning rate starts at eta times it.
-        apply_to: "gradient" is the paper's rule. "update" leaves the gradients alone and scales the optimiser's step
+        apply_to: "gradient" is the paper's rule. "update" leaves the gradients alone and scales the optimizer's step
             instead, which is what gives eta its meaning under Adam (docs/rule.md).
         target_modules, exclude_modules, target_parameters, modules_to_save, rank_pattern, layers_to_transform, bias,
             init_lora_weights (True, False, "gaussian", "orthogonal"), task_type, ...: as in `peft.LoraConfig`.
@@ -72,7 +72,7 @@ class AlloraConfig(LoraConfig):
     lora_alpha: int | None = field(default=None, metadata={"help": "Always r; cannot be set."})  # pyright: ignore
     eta: float = field(default=2.0, metadata={"help": "Scale of the gradient while a row of BA is zero, > 0."})
     apply_to: ApplyTo = field(
-        default="gradient", metadata={"help": "Scale the gradient (the paper's rule) or the optimiser's update."}
+        default="gradient", metadata={"help": "Scale the gradient (the paper's rule) or the optimizer's update."}
     )
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class AlloraConfig(LoraConfig):
         if self.init_lora_weights not in _INITS:
             raise ConfigError(
                 f"init_lora_weights={self.init_lora_weights!r} is not for ALLoRA, whose B starts at zero on an untouched W",
-                remedy="leave it True, or use 'gaussian'; `alloralib.peft_config('pissa')` gives LoRA with PiSSA",
+                remedy="leave it True, or use 'gaussian'; `alloralib.make_config('pissa')` gives LoRA with PiSSA",
             )
         settable = self._settable()
         for f in dataclasses.fields(LoraConfig):
@@ -127,7 +127,7 @@ class AlloraConfig(LoraConfig):
         raise ConfigError(
             f"{name}={value!r} cannot be set on {type(self).__name__}: "
             + _WHY_NOT.get(name, "it is another LoRA variant, and the rule is not tested with it"),
-            remedy="leave it out; the other members of the family are chosen by name, alloralib.peft_config(...)",
+            remedy="leave it out; the other members of the family are chosen by name, alloralib.make_config(...)",
         )
 
     def _sync_alpha(self) -> None:
@@ -163,8 +163,8 @@ class AlloraConfig(LoraConfig):
 
 
 @dataclass
-class FamilyConfig(AlloraConfig):
-    """A research member of the family (ALLoRA+D, ALLoRA-OD, ASF-LoRA); made by name with `alloralib.peft_config`.
+class VariantConfig(AlloraConfig):
+    """A research member of the family (ALLoRA+D, ALLoRA-OD, ASF-LoRA); made by name with `alloralib.make_config`.
 
     Args:
         method: its name in `alloralib.ops.adaptors.FAMILY`.

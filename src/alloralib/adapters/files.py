@@ -22,7 +22,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from .. import __version__
 from ..errors import ConfigError, did_you_mean
 from ..ops.adaptors import FAMILY
-from .config import AlloraConfig, FamilyConfig
+from .config import AlloraConfig, VariantConfig
 
 SIDECAR = "allora_config.json"
 _FORMAT = 1
@@ -84,7 +84,7 @@ def load_config(path: str | os.PathLike[str], **kwargs: Any) -> LoraConfig:
     fields |= {"eta": settings["eta"], "apply_to": settings["apply_to"], "peft_type": None}
     if settings["method"] == "allora":
         return AlloraConfig(**fields)
-    return FamilyConfig(method=settings["method"], **fields)
+    return VariantConfig(method=settings["method"], **fields)
 
 
 class _AnyLora(type):

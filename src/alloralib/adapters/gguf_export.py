@@ -184,7 +184,7 @@ def _value(reader: Any, key: str) -> Any:
 def _tensor(tensor: Any) -> Tensor:
     """The values as float32, (rows, columns). GGUF keeps shapes from the fastest dimension on."""
     if tensor.tensor_type.name not in _ROUND_OFF:
-        raise MergeError(f"{tensor.name} is {tensor.tensor_type.name}, and only unquantised adapters can be proven")
+        raise MergeError(f"{tensor.name} is {tensor.tensor_type.name}, and only unquantized adapters can be proven")
     from gguf.quants import dequantize
 
     values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())

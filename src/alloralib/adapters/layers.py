@@ -28,7 +28,7 @@ from . import siblings, update
 from .config import AlloraConfig
 from .variants import AlloraVariant, ConvVariant, EmbeddingVariant, LinearVariant, whole
 
-# A plain class at run time: with PEFT's abstract base in front, Python could not reassign `__class__` in `adopt`.
+# A plain class at run time: with PEFT's abstract base in front, Python could not reassign `__class__` in `enable_allora`.
 _LoraLayer = peft_layers.LoraLayer if TYPE_CHECKING else object
 
 
@@ -91,7 +91,7 @@ class AlloraLayer(_LoraLayer):
             update.track(self)  # a deep copy of a tracked layer is tracked
 
     def adapter_parameters(self, name: str) -> tuple[Tensor, Tensor]:
-        """The parameters A and B of adapter `name`, as the optimiser holds them."""
+        """The parameters A and B of adapter `name`, as the optimizer holds them."""
         return self.lora_A[name].weight, self.lora_B[name].weight
 
     def factor_views(self, name: str) -> tuple[Tensor, Tensor]:
@@ -262,7 +262,7 @@ class ParamWrapper(AlloraLayer, peft_layers.ParamWrapper):
 
     def get_delta_weight(self, adapter_name: str, *args: Any, **kwargs: Any) -> Tensor:
         variant = self.lora_variant.get(adapter_name)
-        if not isinstance(variant, AlloraVariant) or variant.gradient == "natural":
+        if not isinstance(variant, AlloraVariant) or variant.gradient == "plain":
             return super().get_delta_weight(adapter_name, *args, **kwargs)
         A, B = self._by_expert(*whole(*self.adapter_parameters(adapter_name)))
         delta = lora_delta(A, B, eta=variant.eta, scaling=self.scaling[adapter_name])

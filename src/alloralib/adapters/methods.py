@@ -1,6 +1,6 @@
 """Every method by name: the paper's family, and the LoRA variants it has to be compared with.
 
->>> peft_config("asf-lora", r=8, target_modules=["q_proj"]).method
+>>> make_config("asf-lora", r=8, target_modules=["q_proj"]).method
 'asf-lora'
 """
 
@@ -13,7 +13,7 @@ from peft import LoraConfig
 
 from ..errors import ConfigError, did_you_mean
 from ..ops.adaptors import FAMILY
-from .config import RESEARCH, AlloraConfig, ApplyTo, FamilyConfig
+from .config import RESEARCH, AlloraConfig, ApplyTo, VariantConfig
 
 DEFAULT_ETA = 2.0
 DEFAULT_DROPOUT = 0.05
@@ -43,13 +43,13 @@ METHODS: dict[str, Method] = {
     "lora-x-eta": _method("LoRA x eta: arXiv:2410.09692, section 4.3", "eta", "dropout"),
     "lora": _method("LoRA: arXiv:2106.09685", "dropout"),
     "dora": _method("DoRA: arXiv:2402.09353", "dropout"),
-    "rslora": _method("rank-stabilised LoRA: arXiv:2312.03732", "dropout"),
+    "rslora": _method("rank-stabilized LoRA: arXiv:2312.03732", "dropout"),
     "lora-plus": _method("LoRA+: arXiv:2402.12354 (B learns 16 times as fast as A)", "dropout"),
     "pissa": _method("PiSSA: arXiv:2404.02948", "dropout"),
 }
 
 
-def peft_config(
+def make_config(
     method: str,
     *,
     r: int = 16,
@@ -84,7 +84,7 @@ def peft_config(
         return AlloraConfig(r=r, eta=eta, apply_to=apply_to or "gradient", **settings)
     if method in RESEARCH:
         rate = dropout if FAMILY[method].dropout else 0.0
-        return FamilyConfig(method=method, r=r, eta=eta, apply_to=apply_to or "gradient", lora_dropout=rate, **settings)
+        return VariantConfig(method=method, r=r, eta=eta, apply_to=apply_to or "gradient", lora_dropout=rate, **settings)
     AlloraConfig(r=r, eta=eta)  # the same checks of r and eta for everyone
     if method == "lora-x-eta":
         settings["alpha_pattern"] = {key: eta * rank for key, rank in (settings.get("rank_pattern") or {}).items()}

@@ -63,7 +63,7 @@ def fast_paths(
             processor (`ops/products.py`).
         ahead: the row norms of all layers at once, when a backward pass comes to the first of them; without, each layer's
             in its own turn.
-        held: the row norms once per optimiser step where `hold_row_scales` asks for it; without, in every backward pass.
+        held: the row norms once per optimizer step where `hold_row_scales` asks for it; without, in every backward pass.
     """
     before = dict(_enabled)
     _enabled.update(fused=fused, grouped=fused and grouped, logits=logits, packed=packed, elementwise=elementwise)

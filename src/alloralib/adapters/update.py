@@ -1,4 +1,4 @@
-"""The decoupled rule, `apply_to="update"`: the optimiser's step is scaled instead of the gradient.
+"""The decoupled rule, `apply_to="update"`: the optimizer's step is scaled instead of the gradient.
 
 Adam and Adafactor divide a gradient by its own root-mean-square, and a slowly varying row factor cancels. So, as AdamW
 takes weight decay out of the gradient, this takes the scale out of it: gradients are LoRA's own, and after the step
@@ -6,9 +6,9 @@ takes weight decay out of the gradient, this takes the scale out of it: gradient
     dB_i  <-  s_i dB_i                                s from the weights before the step
     dA    <-  dA * ||diag(s) B||_F / ||B||_F           (eta where B = 0)
 
-Weight decay that the optimiser applies to the weight itself is left out of the rescaling.
+Weight decay that the optimizer applies to the weight itself is left out of the rescaling.
 
-Nothing has to be called: the first layer that trains this way installs a step hook for every torch optimiser of the
+Nothing has to be called: the first layer that trains this way installs a step hook for every torch optimizer of the
 process (`torch.optim.optimizer.register_optimizer_step_*_hook`), so a trainer that never heard of the rule follows it
 instead of training plain LoRA.
 """
@@ -27,16 +27,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from ..errors import ConfigError, LayerError
 from ..ops.scale import scale
 
-# Optimisers whose weight decay is part of the gradient, and those that shrink the weight by lr * weight_decay. The ones
+# Optimizers whose weight decay is part of the gradient, and those that shrink the weight by lr * weight_decay. The ones
 # that do either say so themselves in their groups (`decoupled_weight_decay`: Adam, AdamW, NAdam, RAdam).
 _COUPLED = {"SGD", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD", "Adamax", "SparseAdam", "LBFGS"}
 _DECOUPLED = {"AdamW", "Adafactor", "Muon"}
 
 
 class _Step(NamedTuple):
-    """The state of one adapter of one layer before an optimiser's step."""
+    """The state of one adapter of one layer before an optimizer's step."""
 
-    A: Tensor | None  # views of the parameters, None where this optimiser does not hold them
+    A: Tensor | None  # views of the parameters, None where this optimizer does not hold them
     B: Tensor | None
     kept_A: Tensor | None  # the weights that the step starts from, after decoupled weight decay
     kept_B: Tensor | None
@@ -50,7 +50,7 @@ _hooks: list[Any] = []
 
 
 def track(layer: Any) -> None:
-    """Scale the steps of `layer`'s adapters that ask for it, from now on, under any torch optimiser."""
+    """Scale the steps of `layer`'s adapters that ask for it, from now on, under any torch optimizer."""
     _layers.add(layer)
     if not _hooks:
         _hooks.append(register_optimizer_step_pre_hook(_before))

@@ -62,8 +62,8 @@ class AlloraVariant(LoraVariant):
 
     @property
     def gradient(self) -> GradientAdaptor:
-        """What the backward pass does; natural where the optimiser's step is scaled instead."""
-        return "natural" if self.apply_to == "update" else self.member.gradient
+        """What the backward pass does; natural where the optimizer's step is scaled instead."""
+        return "plain" if self.apply_to == "update" else self.member.gradient
 
     def supports_lora_conversion(self) -> bool:
         return self.member.mergeable

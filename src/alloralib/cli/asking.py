@@ -59,7 +59,7 @@ def _asked(run: OpenRun, model: Any, rows: Table, columns: Columns) -> Asked:
     examples = build_examples(run.kind, rows, columns, processor=run.processor, names=run.labels, max_length=run.max_length)
     if run.labels is not None:
         return Asked(run.kind, rows, columns, examples, collator(run.kind, run.processor), run.labels)
-    with tempfile.TemporaryDirectory() as scratch:  # as training tokenises, masks and batches them: by its trainer
+    with tempfile.TemporaryDirectory() as scratch:  # as training tokenizes, masks and batches them: by its trainer
         settings = SFTConfig(
             output_dir=scratch, max_length=run.max_length, report_to="none", gradient_checkpointing=False, bf16=False,
             use_cpu=on_cpu(),

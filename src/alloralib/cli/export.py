@@ -56,11 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     converter = find_converter(arguments.converter) if arguments.format == "gguf" else None
     opened = open_run(arguments)
     check_mergeable(opened.directory)
-    if arguments.format == "merged" and opened.is_quantised():
+    if arguments.format == "merged" and opened.is_quantized():
         raise MergeError(
-            "the base is quantised, and a merged model would lose most of what was learnt in its rounding",
+            "the base is quantized, and a merged model would lose most of what was learnt in its rounding",
             where=opened.base,
-            remedy="keep the adapter (--format peft), or merge into the model before it was quantised: --model DIR",
+            remedy="keep the adapter (--format peft), or merge into the model before it was quantized: --model DIR",
         )
     output = Path(arguments.output)
     inputs, source = proof_inputs(opened)

@@ -62,7 +62,7 @@ class OpenRun:
         """Tokens per row."""
         return RunConfig.model_fields["max_length"].default if self.config is None else self.config.max_length
 
-    def is_quantised(self) -> bool:
+    def is_quantized(self) -> bool:
         """Whether the base is stored in fewer bits than it computes in."""
         return getattr(AutoConfig.from_pretrained(self.base), "quantization_config", None) is not None
 

@@ -1,4 +1,4 @@
-"""Where what was made once is kept: converted models and tokenised rows. Imports nothing heavy."""
+"""Where what was made once is kept: converted models and tokenized rows. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ from .images import content_key, image_sources
 from .table import Table
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     r"""A text without what is ignored.
 
-    >>> normalised("  Good\n Film ")
+    >>> normalized("  Good\n Film ")
     'good film'
     """
     return " ".join(text.casefold().split())
@@ -67,4 +67,4 @@ def row_keys(kind: Kind, table: Table, columns: Columns) -> list[str]:
 
 
 def _key(*texts: str) -> str:
-    return "\x1f".join(map(normalised, texts))
+    return "\x1f".join(map(normalized, texts))

@@ -33,7 +33,7 @@ def build_examples(
 
     classification        input_ids, attention_mask (token_type_ids where the tokenizer makes them), labels
     image-classification  pixel_values: (3, H, W) float32, made when asked for; labels
-    causal-lm             text, or prompt and completion: TRL's form, which its trainer tokenises and masks
+    causal-lm             text, or prompt and completion: TRL's form, which its trainer tokenizes and masks
     multiple-choice       prompt and completion, which is the right choice
     chat                  input_ids, labels (-100 outside the assistant's answers); TRL's trainer takes them as they are
 

@@ -1,4 +1,4 @@
-"""Tokenised rows, kept from one run to the next by the hash of everything that they are made of.
+"""Tokenized rows, kept from one run to the next by the hash of everything that they are made of.
 
     $ALLORA_CACHE/tokens/KEY/
         data-*.arrow, dataset_info.json, state.json    as `datasets` saves them; memory-mapped when they are read
@@ -43,7 +43,7 @@ _SETTINGS = (
 
 
 class TokenCache:
-    """The tokenised rows of one run's tables.
+    """The tokenized rows of one run's tables.
 
     Args:
         kind: of the task; images are not kept.
@@ -88,7 +88,7 @@ class TokenCache:
                 raise ValueError("a file is not what was written")
             return datasets.Dataset.load_from_disk(place)
         except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-            print(f"allora: warning: {place}: damaged ({error}); the rows are tokenised anew", file=sys.stderr)
+            print(f"allora: warning: {place}: damaged ({error}); the rows are tokenized anew", file=sys.stderr)
             _discard(place)
             return None
 
@@ -107,7 +107,7 @@ class TokenCache:
 
 
 def turned_on() -> bool:
-    """Whether tokenised rows are kept, as the environment says.
+    """Whether tokenized rows are kept, as the environment says.
 
     Raises:
         ConfigError: it says something else.

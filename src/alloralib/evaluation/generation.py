@@ -18,7 +18,7 @@ Prompt = str | Sequence[dict[str, Any]]
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """The tokens a model sees before it answers.
 
-    A text is tokenised as in training (the tokenizer's own special tokens in front, none behind); a conversation is
+    A text is tokenized as in training (the tokenizer's own special tokens in front, none behind); a conversation is
     rendered by the model's chat template, with the opening of the assistant's turn.
 
     Raises:

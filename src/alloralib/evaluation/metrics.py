@@ -33,9 +33,9 @@ def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> t
     if total == 0:
         return 0.0, 1.0
     p = correct / total
-    centre = p + z * z / (2 * total)
+    center = p + z * z / (2 * total)
     half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    low, high = (centre - half) / (1 + z * z / total), (centre + half) / (1 + z * z / total)
+    low, high = (center - half) / (1 + z * z / total), (center + half) / (1 + z * z / total)
     return min(max(low, 0.0), p), max(min(high, 1.0), p)  # round-off must not put p outside
 
 
@@ -71,17 +71,17 @@ def classification_metrics(predicted: NDArray[np.int64], truth: NDArray[np.int64
     }
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Text as `exact_match` compares it: case folded, every run of white space one space, none at the ends.
 
-    >>> normalise("  The  Eagle\\n")
+    >>> normalize("  The  Eagle\\n")
     'the eagle'
     """
     return " ".join(text.casefold().split())
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str | Sequence[str]]) -> Evaluation:
-    """The share of answers that equal a reference, after `normalise`, with its 95 % interval.
+    """The share of answers that equal a reference, after `normalize`, with its 95 % interval.
 
     Args:
         answers: (N,).
@@ -90,7 +90,7 @@ def exact_match(answers: Sequence[str], references: Sequence[str | Sequence[str]
     items: list[dict[str, Any]] = []
     for row, (answer, given) in enumerate(zip(answers, references, strict=True)):
         accepted = [given] if isinstance(given, str) else list(given)
-        correct = normalise(answer) in {normalise(reference) for reference in accepted}
+        correct = normalize(answer) in {normalize(reference) for reference in accepted}
         items.append({"row": row, "answer": answer, "references": accepted, "correct": correct})
     return Evaluation(share("exact_match", [item["correct"] for item in items]), items)
 

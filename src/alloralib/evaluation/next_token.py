@@ -79,9 +79,9 @@ def why_not_chunked(model: Any) -> str | None:
     if not chunked_logits():
         return "it is turned off, or the model is being compiled"
     if type(head) is not nn.Linear:
-        return f"the output layer is no plain nn.Linear, but {type(head).__name__}: adapted, quantised or sharded"
+        return f"the output layer is no plain nn.Linear, but {type(head).__name__}: adapted, quantized or sharded"
     if type(weight) is not nn.Parameter or hasattr(weight, "ds_id"):
-        return f"the output layer's weight is sharded or quantised: {type(weight).__name__}"
+        return f"the output layer's weight is sharded or quantized: {type(weight).__name__}"
     if any(p.requires_grad for p in head.parameters()):
         return "the output layer is trained"
     if "forward" in vars(head) or any(getattr(head, name) for name in _HOOKS):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-GradientAdaptor = Literal["natural", "row", "entry"]
+GradientAdaptor = Literal["plain", "row", "entry"]
 """What reaches A and B of the output gradient G (rows = tokens, columns = output features i).
 
     natural   G                                       LoRA
@@ -38,10 +38,10 @@ class Member:
 
 
 FAMILY: dict[str, Member] = {
-    "lora": Member("identity", "natural", 0.05, True, "Definition 1; Tables 1, 5, 6"),
-    "lora-x-eta": Member("eta", "natural", 0.05, True, "section 4.3; Tables 4, 7"),
+    "lora": Member("identity", "plain", 0.05, True, "Definition 1; Tables 1, 5, 6"),
+    "lora-x-eta": Member("eta", "plain", 0.05, True, "section 4.3; Tables 4, 7"),
     "allora": Member("identity", "row", 0.0, True, "section 4.2; all tables"),
     "allora-d": Member("identity", "row", 0.05, True, "ALLoRA+D; Tables 2, 3, 6"),
     "allora-od": Member("identity", "entry", 0.0, True, "section 4.3; Tables 4, 7"),
-    "asf-lora": Member("scaled", "natural", 0.0, False, "section 4.3; Tables 4, 7"),
+    "asf-lora": Member("scaled", "plain", 0.0, False, "section 4.3; Tables 4, 7"),
 }

@@ -121,7 +121,7 @@ def lora_conv(
         stride: of the frozen layer, one number per spatial dimension.
         padding: likewise, zeros.
         groups: of the frozen layer; r is a multiple of it.
-        gradient: "row" is ALLoRA, "entry" ALLoRA-OD, "natural" LoRA.
+        gradient: "row" is ALLoRA, "entry" ALLoRA-OD, "plain" LoRA.
         eta: the scale where a row of BA is zero, > 0.
         scaling: constant factor c on the branch.
 

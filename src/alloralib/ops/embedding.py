@@ -80,7 +80,7 @@ def lora_embedding(
         A: (r, V).
         B: (d, r), the dtype of A.
         padding_idx: a token whose column of A gets no gradient, or None.
-        gradient: "row" is ALLoRA, "entry" ALLoRA-OD, "natural" LoRA.
+        gradient: "row" is ALLoRA, "entry" ALLoRA-OD, "plain" LoRA.
         eta: the scale where a row of BA is zero, > 0.
         scaling: constant factor c on the branch.
 

@@ -1,12 +1,12 @@
-"""The rule's scale once per optimiser step, where the gradients of several batches add up to one step.
+"""The rule's scale once per optimizer step, where the gradients of several batches add up to one step.
 
-s depends on A and B alone, which stay as they are from one optimiser step to the next. Only the one who writes the training
+s depends on A and B alone, which stay as they are from one optimizer step to the next. Only the one who writes the training
 loop knows that: a write to `parameter.data` leaves no trace in torch. So this is opened, and not guessed:
 
     with hold_row_scales():
         trainer.train()
 
-What is held is forgotten when an optimiser of torch has stepped, and a scale is taken anew where a factor was written to in
+What is held is forgotten when an optimizer of torch has stepped, and a scale is taken anew where a factor was written to in
 place.
 """
 
@@ -35,7 +35,7 @@ _allowed = True
 
 
 def once_per_step(A: Tensor, B: Tensor, eta: float, coming: Coming | None = None) -> Tensor:
-    """The scale of the rows of BA; while `hold_row_scales` is open, as it was since the last optimiser step.
+    """The scale of the rows of BA; while `hold_row_scales` is open, as it was since the last optimizer step.
 
     Args:
         A: (r, n2); parameters or views of them are known again, what was made for this pass is not.
@@ -65,10 +65,10 @@ def _lasts(factor: Tensor) -> bool:
 
 @contextmanager
 def hold_row_scales() -> Generator[None]:
-    """Take the row norms of BA and their scale once per optimiser step, not once per backward pass, while this is open.
+    """Take the row norms of BA and their scale once per optimizer step, not once per backward pass, while this is open.
 
     For loops that add up the gradients of several batches; a whole training may run within. Holds n1 numbers per layer.
-    A change of A or B between two backward passes is seen if an optimiser of torch made it, or an operation in place
+    A change of A or B between two backward passes is seen if an optimizer of torch made it, or an operation in place
     (`with torch.no_grad(): p.add_(...)`); a write to `p.data` by hand is not. Compiled layers hold nothing.
     """
     global _held

@@ -37,7 +37,7 @@ class LinearLayer(NamedTuple):
         bias: (n1,) or None.
         A: (r, n2).
         B: (n1, r).
-        eta: the scale where a row of BA is zero, > 0; ignored by "natural".
+        eta: the scale where a row of BA is zero, > 0; ignored by "plain".
         scaling: constant factor c on the branch (1 for every ALLoRA adapter).
     """
 
@@ -177,7 +177,7 @@ def lora_linears(
         x: (..., n2), floating. Products are taken in its dtype, or in autocast's where that is on; A and B may be
             wider (float32 masters under a bfloat16 model) and get gradients in their own dtype.
         layers: at least one.
-        gradient: "row" is ALLoRA, "entry" ALLoRA-OD, "natural" LoRA.
+        gradient: "row" is ALLoRA, "entry" ALLoRA-OD, "plain" LoRA.
         fan_in_fan_out: whether the weights are stored transposed.
 
     Returns:

@@ -54,7 +54,7 @@ def lowrank_backward(
         B: (n1, r), in its own dtype.
         scaling: c.
         gradient: which gradient adaptor.
-        eta: ignored by "natural".
+        eta: ignored by "plain".
         need_input: whether the input of the layer wants a gradient.
         coming: what the forward pass has announced of A and B; read by "row".
     """

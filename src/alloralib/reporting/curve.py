@@ -30,7 +30,7 @@ def draw_loss(record: RunRecord, path: str | os.PathLike[str]) -> None:
     losses.set_title(f"{record.adapter['method']}, {record.model['name']}, {record.data['train']['source']}", loc="left")
     rates.plot(steps, [entry["learning_rate"] for entry in record.history], lw=1.2, color="C1")
     rates.set_ylabel("learning rate")
-    rates.set_xlabel("optimiser step")
+    rates.set_xlabel("optimizer step")
     rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for axes in (losses, rates):
         axes.spines[["top", "right"]].set_visible(False)

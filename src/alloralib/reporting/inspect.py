@@ -8,7 +8,7 @@ from typing import Any
 
 
 def draw_adapter(inspection: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write the mean (dot) and largest (tick) row norm of BA of every layer, one colour per kind of module, as a PNG or PDF.
+    """Write the mean (dot) and largest (tick) row norm of BA of every layer, one color per kind of module, as a PNG or PDF.
 
     Args:
         inspection: `Inspection.to_dict()` of `alloralib.adapters.inspection`.
@@ -26,10 +26,10 @@ def draw_adapter(inspection: dict[str, Any], path: str | os.PathLike[str]) -> No
     for number, (kind, found) in enumerate(groups.items()):
         places = [place for place, _ in found]
         means, largest = [layer["mean_row"] for _, layer in found], [layer["max_row"] for _, layer in found]
-        colour = f"C{number % 10}"
-        axes.vlines(places, means, largest, color=colour, lw=0.8, alpha=0.5)
-        axes.plot(places, means, "o-", ms=3.5, lw=0.8, color=colour, label=kind)
-        axes.plot(places, largest, "_", ms=6, color=colour)
+        color = f"C{number % 10}"
+        axes.vlines(places, means, largest, color=color, lw=0.8, alpha=0.5)
+        axes.plot(places, means, "o-", ms=3.5, lw=0.8, color=color, label=kind)
+        axes.plot(places, largest, "_", ms=6, color=color)
     axes.set_xlabel("layer")
     axes.set_ylabel("row norm of BA: mean (dot), largest (tick)")
     axes.set_ylim(bottom=0)

@@ -21,7 +21,7 @@ from transformers.optimization import Adafactor
 from transformers.utils import logging
 
 from ..adapters.measure import layer_states
-from ..adapters.methods import optimizer_groups, peft_config
+from ..adapters.methods import make_config, optimizer_groups
 from ..data.examples import build_examples, collator
 from ..data.forms import Columns
 from ..data.labels import label_ids, label_names
@@ -89,7 +89,7 @@ class Run:
         torch.manual_seed(s["seed"])  # A
         self.model: Any = get_peft_model(
             base,
-            peft_config(
+            make_config(
                 s["method"], r=s["r"], eta=s["eta"], dropout=s["dropout"], apply_to=s["apply_to"],
                 target_modules=s["target_modules"], task_type=TaskType.SEQ_CLS,
             ),

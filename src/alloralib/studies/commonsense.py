@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..data.choices import Question, questions
-from ..data.duplicates import normalised
+from ..data.duplicates import normalized
 from ..data.parts import load_parts
 from ..data.registry import REGISTRY
 from ..errors import DataError, TrainingError
@@ -25,7 +25,7 @@ from .frame import Key, Settings
 from .images import StudyData
 
 METHODS = {"DoRA": "dora", "ALLoRA+D": "allora-d", "ALLoRA": "allora", "LoRA": "lora"}
-"""As the paper prints them, and as `peft_config` calls them."""
+"""As the paper prints them, and as `make_config` calls them."""
 
 IGNORED = -100
 TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
@@ -73,9 +73,9 @@ def load_tasks(settings: Settings, data: StudyData, seed: int) -> dict[str, Task
         train, validation, test = (questions(table, columns) for table in (part.train, part.validation, part.test))
         answers = [q.choices[q.answer] for q in train]
         found[task] = TaskRows(train, validation, test, max(sorted(set(answers)), key=answers.count))
-    held = {normalised(q.prompt) for rows in found.values() for q in (*rows.validation, *rows.test)}
+    held = {normalized(q.prompt) for rows in found.values() for q in (*rows.validation, *rows.test)}
     return {
-        task: TaskRows([q for q in rows.train if normalised(q.prompt) not in held], rows.validation, rows.test, rows.frequent)
+        task: TaskRows([q for q in rows.train if normalized(q.prompt) not in held], rows.validation, rows.test, rows.frequent)
         for task, rows in found.items()
     }
 
@@ -104,7 +104,7 @@ def adapted(key: Key, settings: Settings) -> tuple[Any, Any]:
     from peft import TaskType, get_peft_model
 
     from ..adapters.methods import METHODS as KNOWN
-    from ..adapters.methods import peft_config
+    from ..adapters.methods import make_config
     from ..training.models import load_model, load_processor, locate
 
     path = locate(settings["models"][key["model"]]["name"])
@@ -113,7 +113,7 @@ def adapted(key: Key, settings: Settings) -> tuple[Any, Any]:
         path, task="causal-lm", labels=None, dtype=getattr(torch, settings["dtype"]), pad_token_id=tokenizer.pad_token_id
     )
     method = METHODS[key["method"]]
-    config = peft_config(
+    config = make_config(
         method, r=key["r"], eta=key["eta2"] ** 0.5 if "eta2" in key else None,
         dropout=settings["dropout"] if "dropout" in KNOWN[method].knobs else None,
         target_modules=list(TARGETS), task_type=TaskType.CAUSAL_LM,

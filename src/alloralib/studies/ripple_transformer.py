@@ -156,7 +156,7 @@ class AdaptedBlocks:
     def __init__(self, base: Any, depth: int, *, held: bool, r: int, eta: float, seed: int) -> None:
         from peft import get_peft_model
 
-        from ..adapters import peft_config
+        from ..adapters import make_config
         from ..adapters.layers import AlloraLayer
 
         self.blocks = blocks_of(base)
@@ -169,7 +169,7 @@ class AdaptedBlocks:
         linear = [name for name, m in base.named_modules() if id(m) in inside and isinstance(m, nn.Linear)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = get_peft_model(base.eval(), peft_config("allora", r=r, eta=eta, target_modules=linear)).eval()
+            self.model = get_peft_model(base.eval(), make_config("allora", r=r, eta=eta, target_modules=linear)).eval()
         self.layers = [[m for m in block.modules() if isinstance(m, AlloraLayer)] for block in self.blocks]
         self.factors = [p for block in self.layers for m in block for p in m.adapter_parameters("default")]
         self.output: Tensor

@@ -20,7 +20,7 @@ class Progress(TrainerCallback):
     """The live line on standard error, and the history that goes into the record.
 
     Args:
-        run: `run.history` gets, per optimiser step, step, loss, learning_rate, grad_norm and tokens (seen so far,
+        run: `run.history` gets, per optimizer step, step, loss, learning_rate, grad_norm and tokens (seen so far,
             padding not counted).
         shown: whether this process draws the line.
     """
@@ -41,7 +41,7 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:  # fmt: skip
-        """One optimiser step further: loss and speed."""
+        """One optimizer step further: loss and speed."""
         if logs is None or "loss" not in logs:
             return
         elapsed = time.perf_counter() - self._started

@@ -56,7 +56,7 @@ def write_checkpoint(
 
     Args:
         root: the directory of all checkpoints.
-        step: optimiser steps done.
+        step: optimizer steps done.
         parts: tensors by file and name.
         state: what JSON can say.
         files: further text files, by name.

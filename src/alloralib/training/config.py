@@ -69,7 +69,7 @@ class RunConfig(BaseModel):
     r: int = Field(default=16, description="rank")
     eta: float | None = Field(default=None, description="scale of the gradient where a row of BA is zero [2.0]")
     apply_to: Literal["gradient", "update"] | None = Field(
-        default=None, description="scale the gradient (the paper) or the optimiser's update [gradient]"
+        default=None, description="scale the gradient (the paper) or the optimizer's update [gradient]"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None, description="for the methods that have one, which allora has not [0.05]"
@@ -78,19 +78,19 @@ class RunConfig(BaseModel):
         default="all-linear", description="modules to adapt: names separated by commas, a regular expression, or all-linear"
     )
 
-    learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="of the optimiser, at its highest")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="of the optimizer, at its highest")
     epochs: Annotated[float, Field(gt=0)] | None = Field(default=None, description=f"passes over the rows [{DEFAULT_EPOCHS}]")
-    max_steps: Positive | None = Field(default=None, description="optimiser steps, instead of --epochs")
+    max_steps: Positive | None = Field(default=None, description="optimizer steps, instead of --epochs")
     batch_size: Positive = Field(default=16, description="rows per forward pass")
-    gradient_accumulation: Positive = Field(default=1, description="forward passes per optimiser step")
+    gradient_accumulation: Positive = Field(default=1, description="forward passes per optimizer step")
     optimizer: str = Field(
-        default="adamw_torch_fused", description="one of transformers' optimisers: adamw_torch_fused, sgd, ..."
+        default="adamw_torch_fused", description="one of transformers' optimizers: adamw_torch_fused, sgd, ..."
     )
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         default="cosine", description="course of the learning rate"
     )
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.05, description="share of the steps in which it rises")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="of the optimiser")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="of the optimizer")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(default=1.0, description="gradients are clipped to this norm")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the frozen weights")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")

@@ -88,7 +88,7 @@ def _convert_gguf(source: Path, target: Path) -> None:
     # built beside its place and moved there in one step: a broken conversion is never taken for a model
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-        # saved as what it now is, a float32 model: transformers would otherwise refuse to save a "quantised" one
+        # saved as what it now is, a float32 model: transformers would otherwise refuse to save a "quantized" one
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
         model.save_pretrained(scratch)

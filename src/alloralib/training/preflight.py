@@ -33,7 +33,7 @@ def preflight(config: RunConfig, trainer: Any, processor: Any, steps: int, uncut
     Args:
         trainer: as `make_trainer` built it, before `train()`.
         processor: tokenizer or image processor.
-        steps: optimiser steps of the run.
+        steps: optimizer steps of the run.
         uncut: the number of tokens that training rows have before they are cut, by row number.
 
     Returns:

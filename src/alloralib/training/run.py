@@ -18,7 +18,7 @@ from peft import TaskType, get_peft_model
 
 from ..adapters.elementwise import fuse_elementwise
 from ..adapters.measure import layer_states, summary
-from ..adapters.methods import peft_config
+from ..adapters.methods import make_config
 from ..adapters.targets import check_targets
 from ..data.examples import build_examples, collator
 from ..data.parts import load_parts
@@ -37,7 +37,7 @@ from .preflight import preflight
 from .processes import all_agree, is_first
 from .scores import Scorer, describe_labels
 from .state import RunState, set_weights
-from .trainers import check_optimizer, make_trainer, tokenise
+from .trainers import check_optimizer, make_trainer, tokenize
 from .workspace import Workspace
 
 _TASK_TYPES = {"classification": TaskType.SEQ_CLS, "image-classification": None}
@@ -171,7 +171,7 @@ def prepare(config: RunConfig, space: Workspace, interruption: Interruption) -> 
     examples["train"] = trainer.train_dataset
     for name in new:
         if "labels" not in examples[name].column_names:
-            examples[name] = tokenise(trainer, processor, examples[name], name, max_length=config.max_length)
+            examples[name] = tokenize(trainer, processor, examples[name], name, max_length=config.max_length)
         cache.write(tables[name], examples[name])
     trainer.run, trainer.where = run, parts.train.where
     trainer.rule_metrics = lambda: _look_at_rule(trainer, run, bool(config.report_to))
@@ -194,7 +194,7 @@ def _check_machine(config: RunConfig) -> None:
 
 
 def _adapter_config(config: RunConfig) -> Any:
-    return peft_config(
+    return make_config(
         config.method,
         r=config.r,
         eta=config.eta,
@@ -230,7 +230,7 @@ def _look(prepared: Prepared) -> dict[str, Any]:
         table = prepared.parts.train.take(rows)
         examples = build_examples(config.kind, table, config.columns, processor=processor, names=prepared.labels)
         if config.is_language:
-            examples = tokenise(trainer, processor, examples, "uncut", max_length=None)
+            examples = tokenize(trainer, processor, examples, "uncut", max_length=None)
         return lengths_of(examples)
 
     return preflight(config, trainer, processor, _steps(trainer), uncut)

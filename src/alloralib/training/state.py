@@ -1,4 +1,4 @@
-"""The state of a run, between memory and a checkpoint: weights, optimiser, schedule, random numbers, history.
+"""The state of a run, between memory and a checkpoint: weights, optimizer, schedule, random numbers, history.
 
 Every process of a distributed run calls these functions; the first one writes. Sharded tensors (FSDP2) are gathered to
 full ones before they are written and cut again when they are read, so a checkpoint does not depend on the number of
@@ -33,8 +33,8 @@ class RunState:
     Attributes:
         checkpoints: the directory of all checkpoints.
         data: sha256 by part; a run goes on only with the data that it began with.
-        rule_every: optimiser steps between looks at the rule.
-        history: per optimiser step: step, loss, learning_rate, grad_norm, tokens.
+        rule_every: optimizer steps between looks at the rule.
+        history: per optimizer step: step, loss, learning_rate, grad_norm, tokens.
         validation: per look at the validation rows: step and metrics.
         rule: per look at the rule: step, and per layer what `adapters.measure` gives.
         best_step: step of the lowest validation loss.
@@ -150,7 +150,7 @@ def load_model(trainer: Any, checkpoint: Path) -> None:
 
 
 def load_optimizer(trainer: Any, checkpoint: Path) -> None:
-    """Optimiser and schedule of a checkpoint, into the trainer's."""
+    """Optimizer and schedule of a checkpoint, into the trainer's."""
     parts, state = read_checkpoint(checkpoint)
     saved = thaw(state["optimizer"], parts["optimizer"])
     params = [p for group in trainer.optimizer.param_groups for p in group["params"]]

@@ -175,7 +175,7 @@ def with_rows(collate: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]
 
 
 def check_optimizer(config: RunConfig) -> None:
-    """Raise `ConfigError` where transformers knows no optimiser of that name."""
+    """Raise `ConfigError` where transformers knows no optimizer of that name."""
     known = [str(o.value) for o in OptimizerNames]
     if config.optimizer not in known:
         raise ConfigError(f"unknown optimizer {config.optimizer!r}", remedy=did_you_mean(config.optimizer, known))
@@ -221,7 +221,7 @@ def make_trainer(
         model: with its adapter.
         processor: tokenizer or image processor.
         train: a dataset with a column `row`; for language modelling with input_ids and labels, or in TRL's form, which it
-            tokenises.
+            tokenizes.
         collate: for classification; TRL's trainer brings its own.
         directory: for whatever the trainer wants to write.
     """
@@ -231,7 +231,7 @@ def make_trainer(
         args: Any = SFTConfig(
             **arguments,
             max_length=config.max_length,
-            # said, because TRL would conclude it from the training rows, which may have come tokenised
+            # said, because TRL would conclude it from the training rows, which may have come tokenized
             completion_only_loss=True,
             dataset_kwargs={"skip_prepare_dataset": "labels" in train.column_names},
         )
@@ -260,8 +260,8 @@ def make_trainer(
     return trainer
 
 
-def tokenise(trainer: Any, processor: Any, dataset: Any, name: str, *, max_length: int | None) -> Any:
-    """A language data set as TRL's trainer tokenises and masks it: input_ids, labels and row.
+def tokenize(trainer: Any, processor: Any, dataset: Any, name: str, *, max_length: int | None) -> Any:
+    """A language data set as TRL's trainer tokenizes and masks it: input_ids, labels and row.
 
     Args:
         name: for the progress line.

@@ -1,4 +1,4 @@
-"""Quantised bases: the rule on layers of bitsandbytes and torchao, on a CPU; and those that are refused."""
+"""Quantized bases: the rule on layers of bitsandbytes and torchao, on a CPU; and those that are refused."""
 
 import copy
 import subprocess
@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 
-from alloralib import AlloraConfig, adopt, peft_config
+from alloralib import AlloraConfig, enable_allora, make_config
 from alloralib.adapters.attach import AlloraLayer
 from alloralib.errors import LayerError, MergeError
 from alloralib.ops import reference
@@ -20,7 +20,7 @@ from .models import assert_rule, gradients, randomise, tokens
 bnb = pytest.importorskip("bitsandbytes")
 ao = pytest.importorskip("torchao.quantization")
 
-# PEFT warns that merging into few bits rounds, and that torchao layers quantised by hand cannot be merged.
+# PEFT warns that merging into few bits rounds, and that torchao layers quantized by hand cannot be merged.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:(Merge|Unmerge) lora module"),
     pytest.mark.filterwarnings("ignore:TorchaoLinear was instantiated without"),
@@ -85,7 +85,7 @@ def adapted(kind: str, **settings) -> PeftModel:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_gradients_are_the_reference_on_the_dequantised_weight(kind: str) -> None:
+def test_gradients_are_the_reference_on_the_dequantized_weight(kind: str) -> None:
     model = adapted(kind)
     layer = model.base_model.model[0]
     assert isinstance(layer, AlloraLayer)
@@ -130,13 +130,13 @@ def test_the_loss_falls_the_base_stays_and_stock_peft_loads_it(kind: str, apply_
     before = stored(model)
     g = torch.Generator().manual_seed(2)
     x, y = torch.randn(32, IN, generator=g), torch.randn(32, OUT, generator=g)
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     losses = []
     for _ in range(20):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = (model(x) - y).square().mean()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     for was, is_now in zip(before, stored(model), strict=True):
@@ -199,13 +199,13 @@ def test_merges_as_peft_merges_there(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["nf4", "int8", "ao-int8"])
 def test_what_cannot_be_merged_is_refused(kind: str) -> None:
-    model = get_peft_model(base(kind), peft_config("asf-lora", r=3, target_modules=["0"]))
+    model = get_peft_model(base(kind), make_config("asf-lora", r=3, target_modules=["0"]))
     model(torch.randn(2, IN))
     with pytest.raises(MergeError, match="no weight"):
         model.merge_adapter()
 
 
-def test_a_torchao_layer_quantised_by_hand_is_not_merged() -> None:
+def test_a_torchao_layer_quantized_by_hand_is_not_merged() -> None:
     with pytest.raises(MergeError, match="TorchAoConfig"):
         adapted("ao-int8").merge_adapter()
 
@@ -215,10 +215,10 @@ def test_a_second_adapter_and_adopted_stock_layers_follow_the_rule(kind: str) ->
     first = adapted(kind)
     first.add_adapter("second", AlloraConfig(r=2, eta=1.0, target_modules=["0"]))
     model = get_peft_model(base(kind), LoraConfig(r=3, target_modules=["0"]))
-    with pytest.raises(LayerError, match="adopt"):
+    with pytest.raises(LayerError, match="enable_allora"):
         model.add_adapter("second", AlloraConfig(r=2, eta=1.0, target_modules=["0"]))
     model = get_peft_model(base(kind), LoraConfig(r=3, target_modules=["0"]))
-    assert adopt(model) == 1
+    assert enable_allora(model) == 1
     model.add_adapter("second", AlloraConfig(r=2, eta=1.0, target_modules=["0"]))
     for m in (first, model):
         m.set_adapter("second")
@@ -242,7 +242,7 @@ def test_a_copy_computes_the_same(kind: str) -> None:
     torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
 
 
-def unquantised_four_bit() -> nn.Module:
+def unquantized_four_bit() -> nn.Module:
     return bnb.nn.Linear4bit(IN, OUT)
 
 
@@ -251,13 +251,13 @@ def sixteen_bit_weights() -> nn.Module:
 
 
 REFUSED = {
-    "4-bit, not quantised yet": (unquantised_four_bit, "not quantised yet"),
+    "4-bit, not quantized yet": (unquantized_four_bit, "not quantized yet"),
     "8-bit with 16-bit weights": (sixteen_bit_weights, "16-bit weight"),
     "4-bit embedding": (lambda: bnb.nn.EmbeddingNF4(IN, OUT), "EmbeddingNF4"),
-    "8-bit activations": (lambda: torchao(ao.Int8DynamicActivationInt8WeightConfig()), "quantises the activations"),
+    "8-bit activations": (lambda: torchao(ao.Int8DynamicActivationInt8WeightConfig()), "quantizes the activations"),
     "8-bit activations, 4-bit weight": (
         lambda: torchao(ao.Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4)),
-        "quantises the activations",
+        "quantizes the activations",
     ),
 }
 
@@ -270,25 +270,25 @@ def test_refused_with_the_reason(name: str) -> None:
     assert "remedy" in str(caught.value)
 
 
-def test_quantised_activations_have_no_gradient_in_torchao() -> None:
+def test_quantized_activations_have_no_gradient_in_torchao() -> None:
     """The reason given above, seen: if torchao learns to differentiate them, this fails and the refusal can go."""
     layer = torchao(ao.Int8DynamicActivationInt8WeightConfig())
     assert not layer(torch.randn(2, IN, requires_grad=True)).requires_grad
 
 
-def test_an_adopted_layer_with_quantised_activations_refuses_too() -> None:
+def test_an_adopted_layer_with_quantized_activations_refuses_too() -> None:
     model = get_peft_model(
         nn.Sequential(torchao(ao.Int8DynamicActivationInt8WeightConfig())), LoraConfig(r=2, target_modules=["0"])
     )
-    adopt(model)
-    with pytest.raises(LayerError, match="quantises the activations"):
+    enable_allora(model)
+    with pytest.raises(LayerError, match="quantizes the activations"):
         model.add_adapter("second", AlloraConfig(r=2, target_modules=["0"]))
 
 
-def load(path: str, quantised) -> nn.Module:
+def load(path: str, quantized) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(path, quantization_config=quantised, device_map="cpu", dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(path, quantization_config=quantized, device_map="cpu", dtype=torch.float32)
 
 
 def loading(kind: str):
@@ -302,7 +302,7 @@ def loading(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["4bit", "8bit", "torchao"])
-def test_a_model_that_transformers_loads_quantised_trains(kind: str, tiny_llama: str, tmp_path) -> None:
+def test_a_model_that_transformers_loads_quantized_trains(kind: str, tiny_llama: str, tmp_path) -> None:
     model = prepare_model_for_kbit_training(load(tiny_llama, loading(kind)), use_gradient_checkpointing=False)
     model = get_peft_model(model, AlloraConfig(r=3, eta=1.7, target_modules="all-linear"))
     layers = [m for m in model.modules() if isinstance(m, AlloraLayer)]
@@ -311,13 +311,13 @@ def test_a_model_that_transformers_loads_quantised_trains(kind: str, tiny_llama:
         {"4bit": "Linear4bit", "8bit": "Linear8bitLt", "torchao": "TorchaoLinear"}[kind]
     }
     batch = {"input_ids": tokens() % 20, "labels": tokens() % 20}
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.3)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.3)
     losses = []
     for _ in range(8):
         losses.append(model(**batch).loss)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         losses[-1].backward()
-        optimiser.step()
+        optimizer.step()
     assert losses[-1] < 0.98 * losses[0]
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(load(tiny_llama, loading(kind)), tmp_path)
@@ -326,7 +326,7 @@ def test_a_model_that_transformers_loads_quantised_trains(kind: str, tiny_llama:
 
 
 @pytest.mark.parametrize("kind", ["4bit", "torchao"])
-def test_the_rule_in_a_whole_quantised_model(kind: str, tiny_llama: str) -> None:
+def test_the_rule_in_a_whole_quantized_model(kind: str, tiny_llama: str) -> None:
     targets = ["q_proj", "down_proj"]
     model = get_peft_model(load(tiny_llama, loading(kind)), AlloraConfig(r=3, eta=1.7, target_modules=targets)).train()
     twin = get_peft_model(load(tiny_llama, loading(kind)), LoraConfig(r=3, lora_alpha=3, target_modules=targets)).train()
@@ -356,7 +356,7 @@ def test_neither_library_is_needed() -> None:
         "sys.modules.update(dict.fromkeys(hidden))\n"  # an import of either raises
         "import torch, peft, alloralib\n"
         "model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), peft.LoraConfig(target_modules=['0']))\n"
-        "alloralib.adopt(model)\n"
+        "alloralib.enable_allora(model)\n"
         "model.add_adapter('second', alloralib.AlloraConfig(r=2, target_modules=['0']))\n"
         "print('trained by', type(model.base_model.model[0].lora_variant['second']).__name__)"
     )

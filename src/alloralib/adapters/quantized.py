@@ -1,4 +1,4 @@
-"""The rule on quantised linear layers of bitsandbytes and torchao: the frozen weight stays as it is stored.
+"""The rule on quantized linear layers of bitsandbytes and torchao: the frozen weight stays as it is stored.
 
 The rule reads A and B and never W, so PEFT's own layers for these libraries need no more than our variant.
 
@@ -24,12 +24,12 @@ from .config import AlloraConfig
 from .layers import AlloraLayer
 from .variants import AlloraVariant, LinearVariant
 
-KNOWN = "quantised Linear4bit and Linear8bitLt (bitsandbytes) and weight-only int8, intx and float8 (torchao)"
+KNOWN = "quantized Linear4bit and Linear8bitLt (bitsandbytes) and weight-only int8, intx and float8 (torchao)"
 
-_UNQUANTISED = "leave this layer out of target_modules, or load the model unquantised"
+_UNQUANTISED = "leave this layer out of target_modules, or load the model unquantized"
 
-# torchao's tensors that compute with the weight alone quantised, and the attribute that says so by being None. With
-# quantised activations torchao has no backward pass: no gradient would reach the layers below.
+# torchao's tensors that compute with the weight alone quantized, and the attribute that says so by being None. With
+# quantized activations torchao has no backward pass: no gradient would reach the layers below.
 _TORCHAO_WEIGHT_ONLY = {
     "Int8Tensor": "act_quant_kwargs",
     "Float8Tensor": "act_quant_kwargs",
@@ -37,7 +37,7 @@ _TORCHAO_WEIGHT_ONLY = {
 }
 
 
-class _Quantised(AlloraLayer):
+class _Quantized(AlloraLayer):
     variant_class = LinearVariant
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
@@ -51,7 +51,7 @@ def _bitsandbytes() -> dict[type[Any], type[Any]]:
     """Ours by PEFT's class. A function, because PEFT's module imports bitsandbytes."""
     from peft.tuners.lora import bnb as peft_bnb
 
-    class Linear4bit(_Quantised, peft_bnb.Linear4bit):
+    class Linear4bit(_Quantized, peft_bnb.Linear4bit):
         """bitsandbytes' 4-bit layers (nf4, fp4), in place of `peft.tuners.lora.bnb.Linear4bit`."""
 
         def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
@@ -61,13 +61,13 @@ def _bitsandbytes() -> dict[type[Any], type[Any]]:
             base: Any = self.get_base_layer()
             base.support_avx512bf16_for_cpu = False
 
-    class Linear8bitLt(_Quantised, peft_bnb.Linear8bitLt):
+    class Linear8bitLt(_Quantized, peft_bnb.Linear8bitLt):
         """bitsandbytes' 8-bit layers (LLM.int8), in place of `peft.tuners.lora.bnb.Linear8bitLt`."""
 
     return {peft_bnb.Linear4bit: Linear4bit, peft_bnb.Linear8bitLt: Linear8bitLt}
 
 
-class TorchaoLinear(_Quantised, peft_torchao.TorchaoLoraLinear):
+class TorchaoLinear(_Quantized, peft_torchao.TorchaoLoraLinear):
     """nn.Linear whose weight is one of torchao's tensors, in place of `peft.tuners.lora.torchao.TorchaoLoraLinear`."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -78,7 +78,7 @@ class TorchaoLinear(_Quantised, peft_torchao.TorchaoLoraLinear):
                 variant.check_mergeable(name)
         if self.get_apply_tensor_subclass is None:
             raise MergeError(
-                "the layer does not know how its weight was quantised, and a merged weight has to be quantised again",
+                "the layer does not know how its weight was quantized, and a merged weight has to be quantized again",
                 remedy="load the model with from_pretrained(..., quantization_config=TorchAoConfig(...)), or keep the "
                 "adapter unmerged",
             )
@@ -95,7 +95,7 @@ def ours(stock: type[nn.Module]) -> type[Any] | None:
 
 
 def layer_class(base: nn.Module, name: str) -> type[Any] | None:
-    """Our layer for the quantised linear layer `base`, None where it is not one of bitsandbytes' or torchao's.
+    """Our layer for the quantized linear layer `base`, None where it is not one of bitsandbytes' or torchao's.
 
     Raises:
         LayerError: one of theirs that does not train here, with the reason.
@@ -117,7 +117,7 @@ def _bitsandbytes_class(base: Any, name: str) -> type[Any] | None:
     layers: Any = bitsandbytes.nn
     if type(base) in (layers.Linear4bit, layers.LinearNF4, layers.LinearFP4):
         if getattr(base.weight, "quant_state", None) is None:
-            raise _refusal(base, name, "its weight is not quantised yet", "move the model to its device first: model.to('cpu')")
+            raise _refusal(base, name, "its weight is not quantized yet", "move the model to its device first: model.to('cpu')")
         if getattr(base.weight.quant_state, "packing_format_for_cpu", False):
             raise _refusal(
                 base,
@@ -131,7 +131,7 @@ def _bitsandbytes_class(base: Any, name: str) -> type[Any] | None:
             raise _refusal(
                 base,
                 name,
-                "it keeps a 16-bit weight, or is not quantised yet",
+                "it keeps a 16-bit weight, or is not quantized yet",
                 "build it with has_fp16_weights=False and move the model to its device first: model.to('cpu')",
             )
         return _bitsandbytes()[peft_bnb.Linear8bitLt]
@@ -146,8 +146,8 @@ def _check_torchao(weight: Any, name: str) -> None:
         raise _refusal(
             weight,
             name,
-            "it quantises the activations too, and torchao has no gradient through that: the layers below would not learn",
-            "quantise the weight alone (Int8WeightOnlyConfig, Float8WeightOnlyConfig, IntxWeightOnlyConfig)",
+            "it quantizes the activations too, and torchao has no gradient through that: the layers below would not learn",
+            "quantize the weight alone (Int8WeightOnlyConfig, Float8WeightOnlyConfig, IntxWeightOnlyConfig)",
         )
 
 
