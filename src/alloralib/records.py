@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from .errors import RecordError
+from .files import finite, write_text
 
 RECORD_FILE = "record.json"
 FORMAT = 2
@@ -52,8 +52,8 @@ class RunRecord:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write to a JSON file. NaN and infinity become null, which JSON has a word for."""
-        text = json.dumps(_finite(asdict(self)), indent=1, sort_keys=True, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(finite(asdict(self)), indent=1, sort_keys=True, allow_nan=False)
+        write_text(Path(path), text + "\n")
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> RunRecord:
@@ -75,13 +75,3 @@ class RunRecord:
             odd = ", ".join(sorted(keys ^ known))
             raise RecordError(f"missing or unknown entries: {odd}", where=where, remedy="run it again")
         return cls(**content)  # pyright: ignore[reportUnknownArgumentType]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
-    return value
