@@ -1,4 +1,4 @@
-"""The real runs of this directory: do them, and write their page from the records.
+"""Run the configurations of this directory on real data, and write docs/results.md from their records.
 
     python examples/results.py run --data-dir DIR [NAME ...]    train, and keep the records in examples/records
     python examples/results.py page                             write docs/results.md from the records
@@ -37,7 +37,7 @@ def run(names: list[str], data_dir: Path | None) -> None:
 
 
 def keep(name: str, output: Path) -> None:
-    """The record and the loss curve of a finished run, without the places of this machine."""
+    """Copy the record and the loss curve of a finished run, without local paths."""
     record = RunRecord.read(output / "record.json")
     config = {key: value for key, value in record.config.items() if key not in ("data_dir", "output_dir")}
     command = f"allora train --config examples/{name}.yaml" + ("" if name == "tweets" else " --data-dir DIR")
@@ -48,7 +48,7 @@ def keep(name: str, output: Path) -> None:
 
 
 def _placeless(part: object) -> object:
-    """A part of the data without the directory that it was read from."""
+    """A part of the data without the directory it was read from."""
     if isinstance(part, dict) and "source" in part:
         return part | {"source": ", ".join("/".join(Path(p).parts[-2:]) for p in str(part["source"]).split(", "))}
     return part
@@ -60,10 +60,10 @@ def page() -> str:
     lines = [
         "# Real runs",
         "",
-        "Base against tuned on real data, every number from a record in `examples/records`. One run each, one seed: what",
-        "ALLoRA does on a task, not whether another method would do it better. Minutes are of training, on two cores that",
-        "other work shared. Settings: `examples/NAME.yaml`; again with",
-        "`python examples/results.py run --data-dir DIR NAME`, the page with `python examples/results.py page`.",
+        "Base and tuned model on real data, each number from a record in `examples/records`. One run and one seed each: it",
+        "shows what ALLoRA does on a task, not whether another method would do better. Minutes are training time on two",
+        "cores that were shared with other work. The settings are in `examples`, one YAML file per set. To repeat a run:",
+        "`python examples/results.py run --data-dir DIR NAME`; to rewrite this page: `python examples/results.py page`.",
         "",
         "| set | model | rows: train / validation / test | score | majority or chance | base | tuned | steps | minutes |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -80,12 +80,12 @@ def page() -> str:
         )
     lines += [
         "",
-        "Accuracy with its 95 % Wilson interval; loss per token in nats with its 95 % interval over rows. The classifiers'",
-        "base is a new head on the frozen model. Multiple choice is scored by likelihood among the choices. Rows that stand in",
-        "two parts, or twice in the training part, were left out (below).",
+        "Accuracy with its 95 % Wilson interval; loss per token in nats with its 95 % interval over rows. A classifier's base",
+        "is the frozen model with a new, untrained head. Multiple choice is scored by likelihood among the choices. Training",
+        "rows that occur twice, or also in a later part, were removed (counts below).",
         *_without_gain(records),
         "",
-        "| set | left out | weights of step | padding | peak memory, GiB |",
+        "| set | rows removed | weights of step | padding | peak memory, GiB |",
         "|---|---|---|---|---|",
     ]
     for name, record in records.items():
@@ -101,7 +101,7 @@ def page() -> str:
 
 
 def _without_gain(records: dict[str, RunRecord]) -> list[str]:
-    """A sentence on the sets where the base could be as good."""
+    """A sentence on the sets where the intervals of base and tuned model overlap."""
     names = [
         name
         for name, record in records.items()

@@ -4,7 +4,6 @@ import importlib.util
 import re
 from pathlib import Path
 
-import pytest
 from peft import PeftModel
 
 from alloralib.records import RunRecord
@@ -61,11 +60,3 @@ def test_the_example_runs(monkeypatch) -> None:
     exec(code, scope)
     assert isinstance(scope["model"], PeftModel)
     assert len(lines) <= 10
-
-
-@pytest.mark.parametrize("page", [README, (ROOT / "docs" / "rule.md").read_text(encoding="utf-8")], ids=["README", "rule"])
-def test_links_and_files_exist(page: str) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page):
-        assert (ROOT / target).exists(), target
-    for path in re.findall(r"`((?:src|tests|benchmarks|examples|docs)/[\w/.]+\.\w+)`", page):
-        assert (ROOT / path).exists(), path
