@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ MALFORMED: dict[str, tuple[Any, str]] = {
     "number": ([{"role": 3, "content": "a"}], "unknown role 3"),
     "empty": ([], "an empty conversation"),
     "no answer": (talk("s:a", "u:b"), "nothing to learn"),
-    "silent": (talk("u:b", "a: \n"), "message 2: the assistant says nothing"),
+    "silent": (talk("u:b", "a: \n"), "message 2: the assistant's message is empty"),
     "content": ([{"role": "user", "content": 3}], "content is not text but '3'"),
     "image": ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "is not text"),
     "text": ("hello", "conversation is not JSON"),
@@ -158,17 +159,56 @@ def test_trls_trainer_labels_the_same_tokens(smollm, tmp_path) -> None:
     assert (batch["labels"] != IGNORED).sum() == sum(label != IGNORED for row in ours["labels"] for label in row)
 
 
-def test_trls_own_markers_agree(smollm) -> None:
-    """Llama 3's template: TRL has a version with markers, the twin takes the difference of the plain one."""
-    folder = Path(trl.__file__).parent / "chat_templates"
-    special = "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"
-    llama = with_template(smollm, (folder / "llama3.jinja").read_text(), *special)
-    marked, plain = ChatEncoder(llama), ChatEncoder(llama)
-    assert marked.template == (folder / "llama3_training.jinja").read_text()
-    plain.template = None
+FOLDER = Path(trl.__file__).parent / "chat_templates"
+
+
+def trls_template(tokenizer: Any, name: str, *special: str) -> Any:
+    return with_template(tokenizer, (FOLDER / f"{name}.jinja").read_text(), *special)
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2_5", "gemma3", "lfm2"])
+def test_the_difference_trains_what_trls_markers_train(smollm, name: str) -> None:
+    """TRL's training version of a template marks the same tokens, but for white space that some of its markers include."""
+    special = ("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<end_of_turn>", "<start_of_turn>")
+    plain = ChatEncoder(trls_template(smollm, name, *special))
+    marked = ChatEncoder(trls_template(smollm, f"{name}_training", *special))
+    assert plain.template is None
+    assert marked.template is not None
     for messages in EXPECTED:
-        assert marked(messages, "here") == plain(messages, "here")
-    assert trained(marked, EXPECTED[0]) == "Hello there.<|eot_id|>4<|eot_id|>"
+        ours, theirs = (encode(messages, "here") for encode in (plain, marked))
+        assert ours[0] == theirs[0]
+        more = [b for a, b in zip(ours[1], theirs[1], strict=True) if a != b]
+        assert all(label != IGNORED and not smollm.decode([label]).strip() for label in more)
+    assert trained(plain, EXPECTED[1]).startswith("Apple.\nOr pear.<")
+
+
+QWEN3 = ("<think>", "</think>")
+
+
+@pytest.mark.parametrize(("name", "special"), [("qwen3", QWEN3), ("glm4moe", ("<|user|>", "<|assistant|>", *QWEN3))])
+def test_trls_training_template_is_used_where_only_that_works(smollm, name: str, special: tuple[str, ...]) -> None:
+    """Qwen 3 renders earlier answers differently once more follow; GLM 4 has no token of its own that ends a turn."""
+    encoder = ChatEncoder(trls_template(smollm, name, *special))
+    assert encoder.template == (FOLDER / f"{name}_training.jinja").read_text()
+    assert "Apple.\nOr pear." in trained(encoder, EXPECTED[1])
+
+
+@pytest.mark.parametrize(("name", "special"), [("qwen3", QWEN3), ("glm4moe", ("<|user|>", "<|assistant|>", *QWEN3))])
+def test_without_trl_such_a_template_is_refused(smollm, name: str, special: tuple[str, ...], monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "trl.chat_template_utils", None)
+    with pytest.raises(ModelError, match=r"cannot be told from this chat template[\s\S]*pip install alloralib\[trl\]"):
+        ChatEncoder(trls_template(smollm, name, *special))
+
+
+@pytest.mark.parametrize("name", ["own", "marked", "llama3"])
+def test_the_tokens_do_not_depend_on_whether_trl_is_installed(smollm, name: str, monkeypatch) -> None:
+    special = ("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
+    template = {"own": smollm.chat_template, "marked": MARKED, "llama3": (FOLDER / "llama3.jinja").read_text()}[name]
+    tokenizer = with_template(smollm, template, *special)
+    expected = [ChatEncoder(tokenizer)(messages, "here") for messages in EXPECTED]
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.setitem(sys.modules, "trl.chat_template_utils", None)
+    assert [ChatEncoder(tokenizer)(messages, "here") for messages in EXPECTED] == expected
 
 
 def test_markers_that_leave_out_the_stop_token_are_not_believed(smollm) -> None:
@@ -187,7 +227,17 @@ def test_a_turn_without_a_stop_token_is_trained_to_its_end(smollm) -> None:
 def test_a_template_that_rewrites_what_was_said_is_refused(smollm) -> None:
     template = "{{ messages | length }}" + MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     with pytest.raises(ModelError, match=r"not prefix-preserving[\s\S]*generation"):
-        ChatEncoder(with_template(smollm, template))(EXPECTED[0], "here")
+        ChatEncoder(with_template(smollm, template))
+
+
+def test_a_template_that_rewrites_a_row_of_its_own_kind_is_refused(smollm) -> None:
+    """What the probe of the template does not show, a conversation with a system message here, its row does."""
+    template = "{% if messages[0]['role'] == 'system' %}{{ messages | length }}{% endif %}"
+    template += MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    encoder = ChatEncoder(with_template(smollm, template))
+    assert encoder.template is None
+    with pytest.raises(ModelError, match=r"row 1: the chat template is not prefix-preserving"):
+        encoder(EXPECTED[0], "row 1")
 
 
 def test_a_tokenizer_without_a_template_is_refused(smollm) -> None:
@@ -198,7 +248,7 @@ def test_a_tokenizer_without_a_template_is_refused(smollm) -> None:
 def test_what_a_template_refuses_names_the_row(smollm) -> None:
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + MARKED
     table = Table("x", "0", {"messages": [EXPECTED[1], EXPECTED[0]]})
-    with pytest.raises(DataError, match="x, row 2: the chat template refuses it: no system here"):
+    with pytest.raises(DataError, match="x, row 2: the chat template refuses the conversation: no system here"):
         build_examples("chat", table, COLUMNS, processor=with_template(smollm, template))
 
 

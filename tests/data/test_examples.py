@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from alloralib.data.choices import questions
 from alloralib.data.examples import build_examples, collator
@@ -32,11 +32,6 @@ CHOICE = Columns.of("multiple-choice", {})
 @pytest.fixture(scope="module")
 def minilm() -> Any:
     return load_tokenizer(locate("minilm-l6"))
-
-
-@pytest.fixture
-def words(tiny_llama) -> Any:
-    return AutoTokenizer.from_pretrained(tiny_llama)
 
 
 def table(**columns: list[Any]) -> Table:
@@ -67,7 +62,7 @@ def test_pairs_are_two_segments(minilm) -> None:
 
 def test_nothing_to_tokenize_is_refused(minilm) -> None:
     rows = table(text=["one", "\u200b\u200b"], label=["a", "b"])
-    with pytest.raises(DataError, match=r"row 2 \(line 3\).*becomes no token"):
+    with pytest.raises(DataError, match=r"row 2 \(line 3\).*makes no token"):
         build_examples("classification", rows, TEXT, processor=minilm)
 
 
@@ -91,38 +86,20 @@ def test_classes_are_numbered_the_same_every_time() -> None:
     assert majority_share(["a", "b", "a"]) == 2 / 3
 
 
-# language
-
-
-def test_language_rows_are_trls_form(words) -> None:
-    rows = table(text=["good film", "bad"], prompt=["good", "bad"], completion=[" film", " plot"])
-    plain = build_examples("causal-lm", rows, Columns.of("causal-lm", {}), processor=words)
-    assert plain[1] == {"text": "bad", "row": 1}
-    answered = Columns.of("causal-lm", {"prompt": "prompt", "completion": "completion"})
-    assert build_examples("causal-lm", rows, answered, processor=words, max_length=2)[0] == {
-        "prompt": "good",
-        "completion": " film",
-        "row": 0,
-    }
-
-
-def test_a_prompt_that_leaves_no_room_is_refused(words) -> None:
-    rows = table(prompt=["good", "good film story", "bad film plot was"], completion=["a", "a", "a"])
-    columns = Columns.of("causal-lm", {"prompt": "prompt", "completion": "completion"})
-    with pytest.raises(DataError, match=r"row 2 \(line 3\): no trained token: the prompt fills all 3 tokens \(and 1 more"):
-        build_examples("causal-lm", rows, columns, processor=words, max_length=3)
+# multiple choice
 
 
 @pytest.mark.parametrize("name", ["choices.jsonl", "choices-index.jsonl", "choices.csv"])
-def test_the_right_choice_is_the_completion(name: str, words) -> None:
+def test_the_right_choice_is_the_completion(name: str, minilm) -> None:
     read = read_table(str(FIXTURES / name))
     assert [q.answer for q in questions(read, CHOICE)] == [0, 1]
     assert questions(read, CHOICE)[1].choices == ("blue", "green", "red")
-    assert build_examples("multiple-choice", read, CHOICE, processor=words)[1] == {
-        "prompt": "Grass? ",
-        "completion": "green",
-        "row": 1,
-    }
+    columns = Columns.of("causal-lm", {"prompt": "prompt", "completion": "completion"})
+    answered = table(prompt=read.columns["prompt"], completion=["blue", "green"])
+    assert (
+        build_examples("multiple-choice", read, CHOICE, processor=minilm)[:]
+        == (build_examples("causal-lm", answered, columns, processor=minilm)[:])
+    )
 
 
 MALFORMED: dict[str, tuple[Any, Any, str]] = {
@@ -236,8 +213,3 @@ def test_what_is_no_image_is_refused(case: str, vit) -> None:
 def test_paths_are_read_beside_the_file_that_names_them() -> None:
     first = image_sources(read_table(str(FIXTURES / "images.csv")), "image")[0]
     assert first == {"bytes": None, "path": str(FIXTURES / "images/cat/0.png")}
-
-
-def test_a_kind_that_trl_collates_has_no_collator() -> None:
-    with pytest.raises(ValueError, match="TRL collates chat"):
-        collator("chat", None)

@@ -125,7 +125,7 @@ def test_every_ingredient_counts(what):
     assert CHANGED[what]() != open_cache().key(TABLE)
 
 
-@pytest.mark.parametrize("library", tokens._MAKERS)
+@pytest.mark.parametrize("library", tokens._LIBRARIES)
 def test_every_version_counts(monkeypatch, library):
     before, version = open_cache().key(TABLE), tokens.importlib.metadata.version
     monkeypatch.setattr(tokens.importlib.metadata, "version", lambda name: "0" if name == library else version(name))

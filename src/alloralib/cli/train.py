@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     quiet()
     from ..training.preflight import report
-    from ..training.processes import is_first
+    from ..training.processes import is_main_process
     from ..training.run import dry_run, train
 
     if arguments.dry_run:
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     record = train(
         config, resume=arguments.resume, decorate=_decorate, show=lambda c, found: print(report(c, found), file=sys.stderr)
     )
-    if not is_first():
+    if not is_main_process():
         return 0
     if arguments.json:
         print(json.dumps({"output_dir": config.output_dir, "metrics": record.metrics}))
@@ -99,14 +99,14 @@ def _unfinished(file: str | None, given: dict[str, Any]) -> RunConfig:
 
     from ..errors import ConfigError
     from ..training.config import RunConfig
-    from ..training.workspace import Workspace
+    from ..training.directory import RunDirectory
 
     said = RunConfig.read(file) | given
     if "output_dir" not in said:
         raise ConfigError("--resume needs to know which run", remedy="give --output-dir, or --config with its settings")
-    space = Workspace(said["output_dir"])
+    space = RunDirectory(said["output_dir"])
     space.check_resumable()
-    if space.complete:
+    if space.is_complete:
         from ..records import RECORD_FILE, RunRecord
 
         return RunConfig.of(RunRecord.read(space.working / RECORD_FILE).config)

@@ -1,15 +1,21 @@
-"""Conversations: their formats, and the tokens of them that are trained (the assistant's answers and how each ends)."""
+"""Conversations: how they are read, and which of their tokens are trained (the assistant's answers and what ends each).
+
+Private or optional API used here: `trl.chat_template_utils.get_training_chat_template` (TRL 1.15 and 1.16, optional).
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from jinja2 import TemplateError
+
 from ..errors import DataError, ModelError, did_you_mean
 from .readers import refuse_half_characters
 from .table import Table
 
-IGNORED = -100  # the label that torch's cross-entropy leaves out
+IGNORED = -100
+"""The label that torch's cross-entropy ignores."""
 
 ROLES = {
     "system": "system",
@@ -22,19 +28,23 @@ ROLES = {
     "bot": "assistant",
     "tool": "tool",
 }
-"""Roles as data sets write them, and as chat templates know them."""
+"""Role names found in data sets, and the names that chat templates know."""
+
+_SHAREGPT = {"from": "role", "value": "content"}
+_EXAMPLE = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+_MARKERS = "give the tokenizer a template with {% generation %} markers around the assistant's answers"
 
 Message = dict[str, Any]
 
 
 def conversations(table: Table, column: str) -> list[list[Message]]:
-    """The conversation of every row as OpenAI writes it: messages with role and content.
+    """The conversation of every row in OpenAI's format: a list of messages with `role` and `content`.
 
-    Read are lists of {"role", "content"} (OpenAI) and of {"from", "value"} (ShareGPT), in a CSV cell as JSON; a text content
-    may be a list of text parts. Where the default column `messages` is missing, ShareGPT's `conversations` is taken.
+    Accepted are lists of {"role", "content"} (OpenAI) and of {"from", "value"} (ShareGPT), written as JSON in a CSV cell.
+    A content may be a list of text parts. If the default column `messages` is missing, ShareGPT's `conversations` is used.
 
     Raises:
-        DataError: not a conversation, an unknown role, or no answer of an assistant to learn from.
+        DataError: not a conversation, an unknown role, or no message of the assistant to learn from.
     """
     if column == "messages" and column not in table.columns and "conversations" in table.columns:
         column = "conversations"
@@ -43,108 +53,110 @@ def conversations(table: Table, column: str) -> list[list[Message]]:
 
 
 def _conversation(cell: Any, where: str) -> list[Message]:
-    from trl import maybe_convert_to_chatml  # pyright: ignore[reportPrivateImportUsage] (its lazy exports)
-
-    form = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
     if isinstance(cell, str):
         text = cell
         try:
             cell = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"the conversation is not JSON: {error}", where=where, remedy=form) from None
+            raise DataError(f"the conversation is not JSON: {error}", where=where, remedy=_EXAMPLE) from None
         refuse_half_characters(cell, text, where)
     if not isinstance(cell, list) or not all(isinstance(message, dict) for message in cell):
-        raise DataError(f"a list of messages is needed, not {str(cell)[:60]!r}", where=where, remedy=form)
+        raise DataError(f"expected a list of messages, got {str(cell)[:60]!r}", where=where, remedy=_EXAMPLE)
     if not cell:
         raise DataError("an empty conversation", where=where, remedy="remove the row, or give it messages")
-    # a Parquet file gives every message every key, with None where there is nothing
-    known = [{key: value for key, value in message.items() if value is not None} for message in cell]
-    messages: list[Message] = maybe_convert_to_chatml({"messages": known})["messages"]
-    checked = [_message(message, f"{where}, message {i}", form) for i, message in enumerate(messages, start=1)]
-    if not any(message["role"] == "assistant" for message in checked):
+    messages = [_message(message, f"{where}, message {i}") for i, message in enumerate(cell, start=1)]
+    if not any(message["role"] == "assistant" for message in messages):
         raise DataError(
             "no message of the assistant, so nothing to learn",
             where=where,
-            remedy="remove the row; plain text is trained with --task causal-lm",
+            remedy="remove the row; for plain text use --task causal-lm",
         )
-    return checked
+    return messages
 
 
-def _message(message: Message, where: str, form: str) -> Message:
+def _message(written: Message, where: str) -> Message:
+    # Parquet gives every message every key of the column, None where the message has no such key
+    message = {_SHAREGPT.get(key, key): value for key, value in written.items() if value is not None}
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"unknown role {role!r}", where=where, remedy=did_you_mean(str(role), ROLES))
     content = message.get("content", "")
     if isinstance(content, list):
         if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise DataError("a part of the content is not text", where=where, remedy="chat is trained on text only")
+            raise DataError("a part of the content is not text", where=where, remedy="remove it: chat is trained on text only")
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise DataError(f"the content is not text but {str(content)[:60]!r}", where=where, remedy=form)
+        raise DataError(f"the content is not text but {str(content)[:60]!r}", where=where, remedy=_EXAMPLE)
     if not content.strip() and ROLES[role] == "assistant" and not message.get("tool_calls"):
-        raise DataError("the assistant says nothing", where=where, remedy="remove the row, or give the answer")
+        raise DataError("the assistant's message is empty", where=where, remedy="remove the row, or give the answer")
     return message | {"role": ROLES[role], "content": content}
 
 
 class ChatEncoder:
-    """Conversations to token ids and labels, by a tokenizer's chat template.
+    """Turns conversations into token ids and labels with a tokenizer's chat template.
 
-    Where TRL knows the template, or it has `{% generation %}` markers that hold the stop token, those say what is trained.
-    Any other template is rendered up to each answer and up to its end; the difference is trained, to the token that ends
-    the turn and without white space behind it. That needs a prefix-preserving template: what stands there does not change
-    when the conversation goes on.
+    What is trained is found in one of three ways, chosen once per tokenizer:
+
+    1. The template has `{% generation %}` markers that include the token that ends a turn: the marked tokens are trained.
+    2. Else by difference: the conversation is rendered up to each answer and up to its end. The text in between is
+       trained, without white space after the token that ends the turn. This needs a template that is prefix-preserving
+       (earlier messages are rendered the same, whatever follows).
+    3. Where that does not work (no prefix-preserving template, or no token that ends a turn), TRL's training version of
+       the template is used if TRL has one. TRL must then be installed, so that the tokens never depend on whether it is.
 
     Args:
         tokenizer: a fast tokenizer of transformers with a chat template.
 
     Raises:
-        ModelError: no template, or a tokenizer without offsets.
+        ModelError: no chat template, a slow tokenizer, or a template for which none of the three works.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        from trl.chat_template_utils import get_training_chat_template, is_chat_template_stop_token_trained
-
+        where = tokenizer.name_or_path or None
         if not tokenizer.chat_template:
             raise ModelError(
                 "the tokenizer has no chat template",
-                where=tokenizer.name_or_path or None,
-                remedy="take an instruction-tuned model, or --task causal-lm with --prompt-column and --completion-column",
+                where=where,
+                remedy="use an instruction-tuned model, or --task causal-lm with --prompt-column and --completion-column",
             )
         if not tokenizer.is_fast:
             raise ModelError(
-                "the tokenizer does not say where a token stands in the text",
-                where=tokenizer.name_or_path or None,
-                remedy="take a model with a fast tokenizer (tokenizer.json)",
+                "a slow tokenizer: it does not report the position of each token in the text",
+                where=where,
+                remedy="use a model with a fast tokenizer (tokenizer.json)",
             )
         self.tokenizer = tokenizer
-        self.template: str | None = None  # with markers; None: by difference
-        try:
-            template = get_training_chat_template(tokenizer) or tokenizer.chat_template
-            if is_chat_template_stop_token_trained(tokenizer, template):
-                self.template = template
-        except ValueError:  # TRL has no version of it with markers
-            pass
         self._ends = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+        self.template: str | None = None
+        """The template with markers; None where answers are found by difference."""
+        own = tokenizer.get_chat_template()
+        if "{% generation" in own.replace("{%-", "{%") and self._trains_the_stop_token(own):
+            self.template = own
+        elif not (self._is_prefix_preserving() and self._ends_turns()):
+            self.template = self._template_of_trl(where)
 
     def __call__(self, messages: list[Message], where: str) -> tuple[list[int], list[int]]:
-        """Token ids and labels of a conversation: (T,) each; a label is the token's id where it is trained, else -100.
+        """Token ids and labels of a conversation, (T,) each. A label is the token's id where it is trained, else -100.
 
         Raises:
             DataError: the template refuses the conversation.
-            ModelError: the template is not prefix-preserving.
+            ModelError: the template is not prefix-preserving on this conversation.
         """
-        from jinja2 import TemplateError
-
         try:
             if self.template is None:
                 return self._by_difference(messages, where)
-            encoded = self.tokenizer.apply_chat_template(
-                messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, chat_template=self.template
-            )
+            return self._by_markers(messages, self.template)
         except TemplateError as error:
             raise DataError(
-                f"the chat template refuses it: {error}", where=where, remedy="mend the order of the roles, or remove the row"
+                f"the chat template refuses the conversation: {error}",
+                where=where,
+                remedy="correct the order of the roles, or remove the row",
             ) from None
+
+    def _by_markers(self, messages: list[Message], template: str) -> tuple[list[int], list[int]]:
+        encoded = self.tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, chat_template=template
+        )
         ids, mask = list(encoded["input_ids"]), encoded["assistant_masks"]
         return ids, [i if trained else IGNORED for i, trained in zip(ids, mask, strict=True)]
 
@@ -156,26 +168,86 @@ class ChatEncoder:
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._render(messages[:i], answer_follows=True)
+            before = self._render(messages[:i], add_generation_prompt=True)
             after = self._render(messages[: i + 1])
             if not (after.startswith(before) and text.startswith(after)):
                 raise ModelError(
-                    "the chat template is not prefix-preserving: it writes what was said differently once more is said",
+                    "the chat template is not prefix-preserving: it renders earlier messages differently once more follow",
                     where=where,
-                    remedy="give the tokenizer a template with {% generation %} markers around the assistant's answers",
+                    remedy=_MARKERS,
                 )
-            # a token that begins before the answer and reaches into it counts, as it does with markers
+            # a token that starts before the answer and reaches into it is trained, as it is with markers
             span = [t for t, (start, end) in enumerate(offsets) if start < len(after) and end > len(before)]
-            for t in self._to_the_end(ids, span):
+            for t in self._until_the_end(ids, span):
                 labels[t] = ids[t]
         return ids, labels
 
-    def _to_the_end(self, ids: list[int], span: list[int]) -> list[int]:
-        """The span without the white space behind the token that ends the turn."""
+    def _until_the_end(self, ids: list[int], span: list[int]) -> list[int]:
+        """The span without white space after the token that ends the turn."""
         last = max((n for n, t in enumerate(span) if ids[t] in self._ends), default=None)
         if last is None or self.tokenizer.decode([ids[t] for t in span[last + 1 :]]).strip():
             return span
         return span[: last + 1]
 
-    def _render(self, messages: list[Message], *, answer_follows: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_follows)
+    def _render(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+    def _trains_the_stop_token(self, template: str) -> bool:
+        """Whether the last marked token of an answer, white space aside, is one that ends a turn."""
+        try:
+            _, labels = self._by_markers(_PROBE[:3], template)
+        except TemplateError:
+            return False
+        return self._ends_with_a_stop_token(labels)
+
+    def _is_prefix_preserving(self) -> bool:
+        try:
+            self._by_difference(_PROBE, "")
+        except TemplateError:  # it refuses the probe, so only the rows themselves can tell
+            return True
+        except ModelError:
+            return False
+        return True
+
+    def _ends_turns(self) -> bool:
+        try:
+            _, labels = self._by_difference(_PROBE[:3], "")
+        except TemplateError:
+            return True
+        return self._ends_with_a_stop_token(labels)
+
+    def _ends_with_a_stop_token(self, labels: list[int]) -> bool:
+        written = [i for i in labels if i != IGNORED and self.tokenizer.decode([i]).strip()]
+        return bool(written) and written[-1] in self._ends
+
+    def _template_of_trl(self, where: str | None) -> str | None:
+        """TRL's version of the tokenizer's template with markers; None if TRL has none and the difference works."""
+        try:
+            from trl.chat_template_utils import get_training_chat_template
+        except ImportError:
+            raise ModelError(
+                "which tokens of an answer are trained cannot be told from this chat template alone",
+                where=where,
+                remedy=f"pip install alloralib[trl], which has training versions of many templates; or {_MARKERS}",
+            ) from None
+        try:
+            template = get_training_chat_template(self.tokenizer)
+        except ValueError:  # TRL does not know the template
+            template = None
+        if template is not None and self._trains_the_stop_token(template):
+            return template
+        if not self._is_prefix_preserving():
+            raise ModelError(
+                "the chat template is not prefix-preserving: it renders earlier messages differently once more follow",
+                where=where,
+                remedy=_MARKERS,
+            )
+        return None
+
+
+_PROBE: list[Message] = [
+    {"role": "user", "content": "question"},
+    {"role": "assistant", "content": "answer"},
+    {"role": "user", "content": "question"},
+    {"role": "assistant", "content": "answer"},
+]

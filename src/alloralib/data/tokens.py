@@ -1,25 +1,24 @@
-"""Tokenized rows, kept from one run to the next by the hash of everything that they are made of.
+"""A cache of tokenized rows on disk, keyed by the SHA-256 of everything that the tokens depend on.
 
     $ALLORA_CACHE/tokens/KEY/
-        data-*.arrow, dataset_info.json, state.json    as `datasets` saves them; memory-mapped when they are read
+        data-*.arrow, dataset_info.json, state.json    as `datasets` saves them; memory-mapped when read
         manifest.json                                  sha256 of every file above
 
-Nothing is ever out of date: other rows, another tokenizer, setting or version have another key. An entry is built beside
-its place and moved there at once, checked before it is used, and thrown away where it is damaged. All of it can be deleted
-at any time. `ALLORA_TOKEN_CACHE=0` turns it off. No pickle.
+An entry never goes stale: other rows, another tokenizer, setting or library version have another key. An entry is written
+to a temporary directory and moved into place atomically, checked before it is used, and deleted if it is damaged. The
+cache can be deleted at any time; `ALLORA_TOKEN_CACHE=0` turns it off. It holds no pickles.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,16 @@ import datasets
 import pyarrow
 
 from ..errors import ConfigError
+from ..files import sha256, sha256_of_json
 from .cache import cache_dir
 from .forms import Columns, Kind
 from .table import Table
 
-FORMAT = 1
-"""Goes up whenever our own code makes other tokens of the same rows."""
+FORMAT = 2
+"""Raised whenever this package's own code makes other tokens of the same rows."""
 SWITCH = "ALLORA_TOKEN_CACHE"
 MANIFEST = "manifest.json"
-_MAKERS = ("transformers", "tokenizers", "trl", "jinja2", "datasets")
+_LIBRARIES = ("transformers", "tokenizers", "jinja2", "datasets", "trl")
 _SETTINGS = (
     *("chat_template", "special_tokens_map", "model_max_length", "model_input_names", "padding_side", "truncation_side"),
     *("add_bos_token", "add_eos_token", "split_special_tokens"),
@@ -46,14 +46,14 @@ class TokenCache:
     """The tokenized rows of one run's tables.
 
     Args:
-        kind: of the task; images are not kept.
+        kind: of the task; images are not cached.
         columns: which column plays which part.
-        tokenizer: a fast one of transformers; what another makes of a text cannot be told by its hash, and is not kept.
-        names: the classes in the order of their numbers, where there are classes.
+        tokenizer: of transformers. Slow tokenizers have no serialized form to hash, so their rows are not cached.
+        names: the classes in the order of their indices, None without classes.
         max_length: tokens per row.
 
     Raises:
-        ConfigError: the switch has a value that is neither on nor off.
+        ConfigError: the environment variable that turns the cache on or off has another value.
     """
 
     def __init__(self, kind: Kind, columns: Columns, tokenizer: Any, *, names: list[str] | None, max_length: int) -> None:
@@ -61,56 +61,55 @@ class TokenCache:
         if not turned_on() or kind == "image-classification" or getattr(tokenizer, "backend_tokenizer", None) is None:
             return
         self.root = cache_dir() / "tokens"
-        self._made_of: dict[str, Any] = {
+        self._ingredients: dict[str, Any] = {
             "format": FORMAT,
-            "versions": {name: importlib.metadata.version(name) for name in _MAKERS},
+            "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES if importlib.util.find_spec(name)},
             "kind": kind,
             "columns": columns.named(),
             "names": names,
             "max_length": max_length,
-            "tokenizer": _described(tokenizer),
+            "tokenizer": _describe(tokenizer),
         }
 
     def key(self, table: Table) -> str:
-        """The SHA-256 of all that the tokens of a table depend on, in hexadecimal."""
-        return _digest(self._made_of | {"rows": table.columns})
+        """The SHA-256 of everything that the tokens of a table depend on, in hexadecimal."""
+        return sha256_of_json(self._ingredients | {"rows": table.columns})
 
     def read(self, table: Table) -> datasets.Dataset | None:
-        """The examples that `write` was given for these rows, memory-mapped; None where there are none that are whole."""
+        """The examples of a table, memory-mapped; None if they are not in the cache or the entry is damaged."""
         if self.root is None:
             return None
-        place = self.root / self.key(table)
-        if not place.is_dir():
+        entry = self.root / self.key(table)
+        if not entry.is_dir():
             return None
         try:
-            manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-            if manifest["sha256"] != _digests(place):
-                raise ValueError("a file is not what was written")
-            return datasets.Dataset.load_from_disk(place)
+            manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
+            if manifest["sha256"] != _digests(entry):
+                raise ValueError("a file has another sha256 than when it was written")
+            return datasets.Dataset.load_from_disk(entry)
         except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-            print(f"allora: warning: {place}: damaged ({error}); the rows are tokenized anew", file=sys.stderr)
-            _discard(place)
+            print(f"allora: warning: {entry}: damaged ({error}); tokenizing the rows again", file=sys.stderr)
+            _delete(entry)
             return None
 
     def write(self, table: Table, examples: datasets.Dataset) -> None:
-        """Keep the examples of a table. Where that is not possible (no room, no right), the run goes on without."""
+        """Keep the examples of a table. If that fails (disk full, no permission), the run goes on without."""
         if self.root is None:
             return
-        place = self.root / self.key(table)
         with contextlib.suppress(OSError):
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.root, prefix=".partial-") as scratch:
-                made = Path(scratch) / "entry"
-                examples.save_to_disk(made)
-                (made / MANIFEST).write_text(json.dumps({"sha256": _digests(made)}), encoding="utf-8")
-                made.rename(place)  # an error where another process was first, whose entry is the same
+                partial = Path(scratch) / "entry"
+                examples.save_to_disk(partial)
+                (partial / MANIFEST).write_text(json.dumps({"sha256": _digests(partial)}), encoding="utf-8")
+                partial.rename(self.root / self.key(table))  # fails if another process wrote the same entry first
 
 
 def turned_on() -> bool:
-    """Whether tokenized rows are kept, as the environment says.
+    """Whether rows are cached, by the environment variable `ALLORA_TOKEN_CACHE`.
 
     Raises:
-        ConfigError: it says something else.
+        ConfigError: it is neither 0, off, 1 nor on.
     """
     value = os.environ.get(SWITCH, "1").casefold()
     if value not in ("0", "off", "1", "on"):
@@ -118,32 +117,22 @@ def turned_on() -> bool:
     return value in ("1", "on")
 
 
-def _described(tokenizer: Any) -> dict[str, Any]:
-    """What a tokenizer makes of a text depends on this."""
+def _describe(tokenizer: Any) -> dict[str, Any]:
+    """Everything about a tokenizer that changes the tokens of a text."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    for state in ("truncation", "padding"):  # left by the last call, set anew by the next
+    for state in ("truncation", "padding"):  # left over from the last call, set again by the next
         backend.pop(state, None)
     settings = {name: getattr(tokenizer, name, None) for name in _SETTINGS}
-    return {"class": type(tokenizer).__name__, "backend": _digest(backend), **settings}
+    return {"class": type(tokenizer).__name__, "backend": sha256_of_json(backend), **settings}
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, default=lambda value: [type(value).__name__, repr(value)])
-    return hashlib.sha256(text.encode()).hexdigest()
+def _digests(entry: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in sorted(entry.iterdir()) if path.name != MANIFEST}
 
 
-def _digests(place: Path) -> dict[str, str]:
-    digests = {}
-    for path in sorted(place.iterdir()):
-        if path.name != MANIFEST:
-            with path.open("rb") as file:
-                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
-
-
-def _discard(place: Path) -> None:
-    """Out of the way at once, so that no other process finds half of it."""
+def _delete(entry: Path) -> None:
+    """Remove an entry by a rename first, so that no other process reads half of it."""
     with contextlib.suppress(OSError):
-        doomed = tempfile.mkdtemp(dir=place.parent, prefix=".damaged-")
-        place.rename(Path(doomed) / "entry")
+        doomed = tempfile.mkdtemp(dir=entry.parent, prefix=".damaged-")
+        entry.rename(Path(doomed) / "entry")
         shutil.rmtree(doomed, ignore_errors=True)

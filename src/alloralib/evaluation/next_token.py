@@ -2,7 +2,7 @@
 
 The model's own forward pass is called, so adapters, hooks, checkpointing, routers and whatever a model does between its
 last layer and its head stay as they are; only its head does something else meanwhile: it looks at the rows whose next
-token has a label, takes their cross-entropy in chunks, and hands back zeros that occupy no memory. If those do not come
+token has a label, takes their cross-entropy in chunks, and returns one number per position, its loss. If those do not come
 out of the model untouched, the model does something with its logits (Gemma's soft cap, Cohere's scale), and is asked for
 them as transformers means it, by `logits_to_keep`, from then on.
 
@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -101,22 +102,31 @@ def _through(
     head: nn.Linear, call: Callable[..., Any], inputs: dict[str, Any], mask: Tensor, wanted: Tensor
 ) -> tuple[Tensor, Any] | None:
     """Losses and the model's output with another head in place; None where the model has more to do with its logits."""
-    seen: list[tuple[Tensor, Tensor]] = []
+    places = mask.flatten().nonzero().squeeze(1)
+    seen: list[Tensor] = []
 
     def forward(hidden: Tensor) -> Tensor:
-        blank = hidden.new_zeros(()).expand(*hidden.shape[:-1], head.out_features)
-        if hidden.shape[:-1] == mask.shape:
-            places = mask.flatten().nonzero().squeeze(1).to(hidden.device)
-            rows = hidden.flatten(0, 1).index_select(0, places)
-            seen.append((linear_cross_entropy(rows, head.weight, head.bias, wanted.to(hidden.device)), blank))
-        return blank
+        if hidden.shape[:-1] != mask.shape:
+            return hidden.new_zeros(()).expand(*hidden.shape[:-1], head.out_features)
+        at = places.to(hidden.device)
+        rows = hidden.flatten(0, 1).index_select(0, at)
+        loss = linear_cross_entropy(rows, head.weight, head.bias, wanted.to(hidden.device))
+        losses = loss.new_zeros(mask.numel()).index_copy(0, at, loss).view(*mask.shape, 1)
+        seen.append(losses)
+        return losses
 
     head.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
     try:
         output = call(**inputs)
     finally:
         del head.forward
-    if len(seen) == 1 and output.logits is seen[0][1]:
-        return seen[0][0], output
+    if len(seen) == 1 and _is_same(output.logits, seen[0]):
+        # taken from what the model returns, because DDP and FSDP follow the gradient from a module's outputs
+        return output.logits.flatten().index_select(0, places.to(output.logits.device)), output
     _unsuitable[head] = "the model changes its logits behind the output layer, or does not give it all positions"
     return None
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same values; DDP returns copies."""
+    return a is b or (a.dtype == b.dtype and torch.equal(a, b))
