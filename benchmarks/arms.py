@@ -76,7 +76,7 @@ class Arm:
         with self.paths():
             if self.chunked:
                 inputs = {key: value for key, value in self.batch.items() if key != "labels"}
-                return score_next_tokens(self.model, inputs, self.batch["labels"]).scores.loss.mean()
+                return score_next_tokens(self.model, inputs, self.batch["labels"]).loss.mean()
             output = self.model(**self.batch)
             return output.loss if "labels" in self.batch else _projected(output.last_hidden_state)
 

@@ -1,7 +1,7 @@
 """Two optimizations for CPUs: float32 matrix products by oneDNN, and freed memory that stays with the process.
 
 Products: those of SmolLM2's layers, of its adapters and of wider layers, by torch's default and by oneDNN
-(`alloralib.ops.products`), in alternation. Each call uses another weight, so that none is in a cache, as in a training step.
+(`alloralib.ops.matmul`), in alternation. Each call uses another weight, so that none is in a cache, as in a training step.
 
 Memory: training steps of four layers in fresh processes, in alternation, with glibc's defaults and with the settings of the
 `allora` command (`alloralib.cli.memory`).
@@ -38,10 +38,11 @@ def products(rounds: int) -> list[dict[str, Any]]:
     import torch
 
     from alloralib.cli.memory import keep_freed_memory
-    from alloralib.ops.products import inner, linear, onednn
+    from alloralib.ops.fast_paths import fast_paths
+    from alloralib.ops.matmul import inner, linear
 
     def by(wanted: bool, take: Callable[[], Any]) -> None:
-        with onednn(wanted):
+        with fast_paths(onednn=wanted):
             take()
 
     keep_freed_memory()

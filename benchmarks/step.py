@@ -80,14 +80,15 @@ def rule(model: Any) -> Callable[[], None]:
     import torch
 
     from alloralib.adapters.layers import Linear
-    from alloralib.ops.scale import row_scales
+    from alloralib.ops.scale import row_scale
 
     pairs = [m.adapter_parameters("default") for m in model.modules() if isinstance(m, Linear)]
     grads = {B.shape: torch.zeros_like(B) for _, B in pairs}  # one per shape: in a step, a fresh gradient is in the cache
 
     @torch.no_grad()
     def run() -> None:
-        for (_, B), s in zip(pairs, row_scales(pairs, 2.0), strict=True):
+        for A, B in pairs:
+            s = row_scale(A, B, 2.0)
             _ = s * B  # for the gradient of A
             grads[B.shape].mul_(s)  # the gradient of B
 

@@ -69,13 +69,13 @@ def test_allora_keeps_no_more_than_lora() -> None:
 
 def test_the_unfused_arm_runs_without_the_fused_node() -> None:
     """The arm's switch holds in its own passes and nowhere else."""
-    from alloralib.adapters import siblings
+    from alloralib.ops.fast_paths import current
 
     arm = arms.build("allora-unfused", *llama(), R)
     seen: list[bool] = []
-    arm.model.register_forward_pre_hook(lambda *_: seen.append(siblings.fused()))
+    arm.model.register_forward_pre_hook(lambda *_: seen.append(current().fused))
     arm.step()
     assert seen == [False]
-    assert siblings.fused()
+    assert current().fused
     with fast_paths(fused=False):
-        assert not siblings.fused()
+        assert not current().fused

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from ..adapters.methods import DEFAULT_ETA, METHODS
+from ..adapters.methods import DEFAULT_ETA
 from ..data.parts import Parts
 from ..data.table import Table
+from ..ops.family import METHODS
 from ..records import RECORD_FILE, RunRecord
 from .config import RunConfig
 from .scores import Scorer
@@ -106,9 +107,9 @@ def tables_of(parts: Parts) -> dict[str, Table]:
 
 def _describe_adapter(config: RunConfig, found: dict[str, Any]) -> dict[str, Any]:
     knobs: dict[str, Any] = {}
-    if "eta" in METHODS[config.method].knobs:
+    if "eta" in METHODS[config.method].settings:
         knobs["eta"] = config.eta or DEFAULT_ETA
-    if "apply_to" in METHODS[config.method].knobs:
+    if "apply_to" in METHODS[config.method].settings:
         knobs["apply_to"] = config.apply_to or "gradient"
     return {
         "method": config.method,

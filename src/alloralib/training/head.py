@@ -14,6 +14,7 @@ import functools
 import types
 from typing import Any
 
+import torch
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
@@ -38,12 +39,12 @@ def score_labels_only(model: Any) -> None:
         labels = inputs.pop("labels")
         call = functools.partial(prepared, *args)
         found = score_next_tokens(self, without_padding(self, inputs, call=call), labels, call=call)
-        loss, entropy, hit = found.scores
+        loss = found.loss
         return FusedCausalLMOutput(
             loss=loss.sum() / max(len(loss), 1),
             log_probs=_spread(-loss, found.mask),
-            entropy=_spread(entropy, found.mask),
-            is_top1=_spread(hit, found.mask),
+            entropy=_spread(loss.new_zeros(loss.shape), found.mask),  # not computed
+            is_top1=_spread(loss.new_zeros(loss.shape, dtype=torch.bool), found.mask),  # not computed
             label_mask=found.mask,
             aux_loss=getattr(found.output, "aux_loss", None),
         )

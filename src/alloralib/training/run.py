@@ -17,8 +17,8 @@ import torch
 from peft import TaskType, get_peft_model
 
 from ..adapters.elementwise import fuse_elementwise
-from ..adapters.measure import layer_states, summary
 from ..adapters.methods import make_config
+from ..adapters.monitor import layer_states, summary
 from ..adapters.targets import check_targets
 from ..data.examples import build_examples, collator
 from ..data.parts import load_parts

@@ -36,7 +36,7 @@ class RunState:
         rule_every: optimizer steps between looks at the rule.
         history: per optimizer step: step, loss, learning_rate, grad_norm, tokens.
         validation: per look at the validation rows: step and metrics.
-        rule: per look at the rule: step, and per layer what `adapters.measure` gives.
+        rule: per look at the rule: step, and per layer what `adapters.monitor` gives.
         best_step: step of the lowest validation loss.
         best: the trained weights of that step.
         finished: no step is left to do.

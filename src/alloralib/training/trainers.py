@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsag
 
 from ..adapters.methods import optimizer_groups
 from ..errors import ConfigError, TrainingError, did_you_mean
-from ..ops.held import hold_row_scales
 from .batches import BucketBatches, lengths_of
 from .compiling import eagerly, too_small
 from .config import DEFAULT_EPOCHS, RunConfig
@@ -75,9 +73,7 @@ class RunTrainer:
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         self._sampler.set_epoch(kwargs["epoch"])  # transformers reaches a sampler under two wrappers, not under three
-        # with one pass to a step there would be nothing to take again
-        with hold_row_scales() if self.args.gradient_accumulation_steps > 1 else nullcontext():
-            super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass; the batch's row numbers are kept for an error."""
@@ -238,8 +234,8 @@ def make_trainer(
         cls: Any = LanguageTrainer
     else:
         args, cls = TrainingArguments(**arguments), ClassificationTrainer
-    groups = optimizer_groups(config.method, model, config.learning_rate, config.weight_decay)
-    if groups is not None:
+    if config.method == "lora-plus":
+        groups = optimizer_groups(model, config.method, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
         optimizer_cls, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
         optimizer = optimizer_cls(groups, **settings)
     trainer = cls(
