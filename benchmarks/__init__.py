@@ -1,1 +1,1 @@
-"""The benchmark suite: `make bench`, or one piece alone, such as `python -m benchmarks.step`."""
+"""The benchmark suite. `make bench` runs all of it; `python -m benchmarks.step` and the like run one benchmark."""

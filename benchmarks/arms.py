@@ -1,9 +1,8 @@
-"""The arms: one training step of each method on the same model and the same batch.
+"""The arms: a training step of each method on the same model and batch.
 
-Every arm adapts the same linear layers (all but the output layer and a classifier) with the same rank; alpha = r, so that
-nobody scales. What a package does not bring itself is the same for all: the model, its loss, the optimizer (AdamW, fused,
-which is the default of transformers' Trainer). loralib and LitGPT have models of their own; here their linear layer takes the
-place of the model's.
+Every arm adapts the same linear layers (all but the output layer and a classifier) at the same rank, with alpha = r. Model,
+loss, batch and optimizer (fused AdamW, the default of transformers' Trainer) are the same for all. loralib and LitGPT come
+with models of their own; here their linear layer replaces the model's.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ Batch = dict[str, Any]
 HEADS = ("lm_head", "classifier", "score")
 LEARNING_RATE = 1e-4
 TITLES = {
-    "frozen": "frozen model (the limit)",
-    "allora": "**alloralib, ALLoRA**",
-    "allora-chunked": "alloralib, loss in chunks",
-    "allora-train": "alloralib, as `allora train`",
-    "allora-unfused": "alloralib, no fused node",
-    "allora-default": "alloralib, torch's products",
-    "peft-lora": "PEFT LoRA, dropout 0",
+    "frozen": "frozen model",
+    "allora-train": "**ALLoRA, as `allora train`**",
+    "allora-chunked": "ALLoRA, chunked loss",
+    "allora": "**ALLoRA**",
+    "allora-unfused": "ALLoRA, no fused node",
+    "allora-default": "ALLoRA, no oneDNN",
+    "peft-lora": "PEFT LoRA, no dropout",
     "peft-lora-dropout": "PEFT LoRA, dropout .05",
     "peft-rslora": "PEFT rsLoRA",
     "peft-dora": "PEFT DoRA",
@@ -41,8 +40,12 @@ TITLES = {
     "litgpt": "LitGPT LoRA",
     "full": "full fine-tuning",
 }
+"""The arms by name. Committed records of 0.1.0 hold two more, of fast paths that no longer exist; no table shows them."""
 CHUNKED = ("allora-chunked", "allora-train")
-"""Arms whose loss is made as `allora train` makes it; they need labels of tokens."""
+"""Arms that take the loss in chunks, as `allora train` does. They need a label for each token."""
+ALLORA = [name for name in TITLES if name.startswith("allora")]
+OTHERS = [name for name in TITLES if name not in ("frozen", *ALLORA)]
+"""Arms of other methods and packages."""
 PEERS = {"loralib": "loralib", "litgpt": "litgpt.lora"}
 PATHS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "allora-unfused": lambda: fast_paths(fused=False),
@@ -52,14 +55,14 @@ PATHS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 @dataclass
 class Arm:
-    """A model that is ready to be trained on one batch, again and again.
+    """A model and one batch, ready for any number of training steps.
 
     Attributes:
-        model: called with the batch; compiled or not.
-        batch: arguments of the forward pass. With labels the model makes the loss; without, see `_projected`.
-        optimizer: None where nothing is trained.
-        paths: the fast paths under which the arm runs.
-        chunked: whether the loss is made as `allora train` makes it, and not by the model.
+        model: the model, compiled or not.
+        batch: arguments of the forward pass. If they have labels, the model computes the loss; if not, see `_projected`.
+        optimizer: None if nothing is trained.
+        paths: a context manager that sets the fast paths of this arm.
+        chunked: whether the loss is computed in chunks, as in `allora train`, and not by the model.
     """
 
     model: Any
@@ -69,7 +72,7 @@ class Arm:
     chunked: bool = False
 
     def loss(self) -> Tensor:
-        """The forward pass."""
+        """Run the forward pass."""
         with self.paths():
             if self.chunked:
                 inputs = {key: value for key, value in self.batch.items() if key != "labels"}
@@ -78,14 +81,14 @@ class Arm:
             return output.loss if "labels" in self.batch else _projected(output.last_hidden_state)
 
     def step(self) -> None:
-        """Forward, backward, optimizer step."""
+        """Run the forward pass, the backward pass and the optimizer's step."""
         loss = self.loss()
         with self.paths():
             loss.backward()
         self.update()
 
     def update(self) -> None:
-        """The optimizer's step, and no gradient left behind."""
+        """Run the optimizer's step and drop all gradients."""
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -95,12 +98,12 @@ class Arm:
 
 
 def _projected(hidden: Tensor) -> Tensor:
-    """A loss whose gradient is a wave over the hidden states: dense, and as good as free."""
+    """A loss that costs next to nothing and whose gradient is dense: a weighted sum of the hidden states."""
     return (hidden * torch.linspace(-1, 1, hidden.shape[-1], dtype=hidden.dtype)).sum()
 
 
 def missing() -> dict[str, str]:
-    """Why an arm cannot run here: its package's import error."""
+    """The arms whose package cannot be imported, with the import error."""
     reasons: dict[str, str] = {}
     for name, module in PEERS.items():
         try:
@@ -111,13 +114,13 @@ def missing() -> dict[str, str]:
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """Full names of the layers that are adapted, in the model's order."""
+    """Full names of the layers to adapt, in the model's order."""
     found = [name for name, module in model.named_modules() if type(module) is nn.Linear]
     return [name for name in found if name.rpartition(".")[2] not in HEADS]
 
 
 def build(name: str, model: Any, batch: Batch, r: int) -> Arm:
-    """The arm of that name; the model becomes the arm's and is changed."""
+    """Build an arm. It takes over the model and changes it."""
     torch.manual_seed(0)
     if name == "frozen":
         return _frozen(model, batch)
@@ -130,10 +133,10 @@ def build(name: str, model: Any, batch: Batch, r: int) -> Arm:
 
 
 def build_all(names: Iterable[str], base: Any, batch: Batch, r: int) -> dict[str, Arm]:
-    """Arms that share the frozen weights, so that none has the better place in memory; full fine-tuning has its own.
+    """Build several arms on one copy of the frozen weights. Full fine-tuning gets its own copy.
 
-    The weights of a real model do not stay in a cache from one arm to the next. Memory that is freed is kept, as the `allora`
-    command does it: or the arm behind one that needs less would pay for the pages of both, a twelfth of a step.
+    Shared weights give every arm the same place in memory. Freed memory stays with the process, as in the `allora` command;
+    otherwise an arm that runs behind one with a smaller peak would pay for the page faults of both.
     """
     keep_freed_memory()
     frozen = {id(p): p for p in base.parameters()}

@@ -1,10 +1,9 @@
-"""What `torch.compile` takes and saves in a training step on SmolLM2-135M: ALLoRA and PEFT's LoRA, with and without.
+"""What `torch.compile` costs and saves in a training step on SmolLM2-135M, for ALLoRA and for PEFT's LoRA.
 
-The repeated blocks are compiled, as `allora train --compile` does it, for both. Two cases: batches of one length without
-padding, and batches of similar lengths as a run has them, where no two need be alike. The arms alternate round by round
-on the same batch, so that a slow minute of the machine hits all of them; a round is one forward pass, one backward pass
-and one optimizer step. Compiling starts from an empty cache for each arm and case, as on a machine that has compiled
-nothing before; loading the compiler is left out.
+The repeated blocks are compiled, as in `allora train --compile`. Two cases: batches of one length without padding, and batches
+of similar lengths as in a real run, where shapes change from batch to batch. The arms alternate round by round on the same
+batch; a round is one forward pass, one backward pass and one optimizer step. Compilation starts from an empty cache for each
+arm and case. The time to load the compiler is not counted.
 
     python -m benchmarks.compile
 """
@@ -26,7 +25,7 @@ Batch = dict[str, Any]
 
 
 def same_length(rows: int, tokens: int, rounds: int, vocabulary: int) -> list[Batch]:
-    """Batches of one length, nothing padded."""
+    """Batches of one length, without padding."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -35,7 +34,7 @@ def same_length(rows: int, tokens: int, rounds: int, vocabulary: int) -> list[Ba
 
 
 def similar_lengths(rows: int, tokens: int, rounds: int, vocabulary: int) -> list[Batch]:
-    """Batches of a run's own making, of rows between tokens / 4 and 2 tokens long; some are padded and some are not."""
+    """Batches as `allora train` forms them, of rows with tokens / 4 to 2 x tokens; some are padded and some are not."""
     import torch
 
     from alloralib.training.batches import BucketBatches
@@ -43,7 +42,7 @@ def similar_lengths(rows: int, tokens: int, rounds: int, vocabulary: int) -> lis
     generator = torch.Generator().manual_seed(0)
     lengths: list[int] = torch.randint(tokens // 4, 2 * tokens, (rows * 100,), generator=generator).tolist()
     made: list[Batch] = []
-    for batch in BucketBatches(lengths, rows, 0).global_batches()[1 : rounds + 1]:  # the first one is the longest
+    for batch in BucketBatches(lengths, rows, 0).global_batches()[1 : rounds + 1]:  # the first batch is the longest
         longest = max(lengths[row] for row in batch)
         ids = torch.randint(3, vocabulary, (rows, longest), generator=generator)
         mask = torch.arange(longest) < torch.tensor([lengths[row] for row in batch])[:, None]
@@ -64,7 +63,7 @@ def step(arm: Any, batch: Batch) -> float:
 
 
 def first_steps(arm: Any, batches: list[Batch]) -> list[float]:
-    """Seconds of the first step of each program a case needs: of one without padding, of one with."""
+    """Seconds of the first step of each program that a case needs: without padding, and with padding."""
     kinds: dict[bool, Batch] = {}
     for batch in batches:
         kinds.setdefault(bool((batch["labels"] == -100).any()), batch)
@@ -74,7 +73,7 @@ def first_steps(arm: Any, batches: list[Batch]) -> list[float]:
 
 
 def measure_case(arms: dict[str, Any], batches: list[Batch], warmup: int) -> Record:
-    """Seconds of every arm in every round after `warmup` of them, and of the compiled arms' first steps."""
+    """Seconds of every arm in every round after the first `warmup`, and of the compiled arms' first steps."""
     import torch
 
     torch.compiler.reset()
@@ -85,7 +84,7 @@ def measure_case(arms: dict[str, Any], batches: list[Batch], warmup: int) -> Rec
 
 
 def measure(rounds: int, warmup: int, rows: int, tokens: int, r: int) -> Record:
-    """Every case, and where and with what it was measured."""
+    """Measure every case."""
     import torch
 
     from alloralib.training.compiling import compile_blocks
@@ -113,11 +112,11 @@ def measure(rounds: int, warmup: int, rows: int, tokens: int, r: int) -> Record:
 
 
 def table(record: Record) -> str:
-    """The record as a Markdown table. Ratios and savings are medians over pairs within one round."""
+    """The record as a Markdown table. Ratios and savings are medians of those within a round."""
     from .arms import TITLES
 
     lines = [
-        "| batches | step of | eager | compiled | compiled takes | compiling takes | pays after |",
+        "| batches | step of | eager | compiled | compiled / eager | compilation | break-even |",
         "|---|---|---|---|---|---|---|",
     ]
     for title, case in record["cases"].items():
@@ -127,21 +126,21 @@ def table(record: Record) -> str:
             first = case["first"][f"{name}, compiled"]
             taken = max(0.0, sum(first) - len(first) * statistics.median(compiled))
             saved = statistics.median(a - b for a, b in pairs)
-            pays = f"{math.ceil(taken / saved):,} steps" if saved > 0 else "never"
+            pays = f"{math.ceil(taken / saved):,} steps" if saved > 0 else "**never**"
             lines.append(
                 f"| {title} | {TITLES[name]} | {statistics.median(eager):.2f} s | {statistics.median(compiled):.2f} s | "
-                f"{statistics.median(b / a for a, b in pairs):.2f} of it | {taken:.0f} s | {pays} |"
+                f"{statistics.median(b / a for a, b in pairs):.2f} | {taken:.0f} s | {pays} |"
             )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--r", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=15, help="rounds that count [%(default)s]")
+    parser.add_argument("--warmup", type=int, default=2, help="rounds before them that do not count [%(default)s]")
+    parser.add_argument("--rows", type=int, default=4, help="rows in the batch [%(default)s]")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens in each row [%(default)s]")
+    parser.add_argument("--r", type=int, default=16, help="rank [%(default)s]")
     a = parser.parse_args()
     record = measure(a.rounds, a.warmup, a.rows, a.tokens, a.r)
     write(record, record_of("compile"))

@@ -1,9 +1,10 @@
-"""Two things that cost a CPU more than they need: torch's default product in float32, and memory that is given back.
+"""Two optimizations for CPUs: float32 matrix products by oneDNN, and freed memory that stays with the process.
 
-The products are those of SmolLM2's layers, of its adapters and of wider layers, by torch's default and by oneDNN
-(`alloralib.ops.matmul`), in turns. Each call takes another weight, so that none waits in a cache, as in a step. What freed
-memory costs is seen in fresh processes, in turns, which take training steps of a stack of four layers with glibc's defaults
-and with what the `allora` command tells it (`alloralib.cli.memory`).
+Products: those of SmolLM2's layers, of its adapters and of wider layers, by torch's default and by oneDNN
+(`alloralib.ops.matmul`), in alternation. Each call uses another weight, so that none is in a cache, as in a training step.
+
+Memory: training steps of four layers in fresh processes, in alternation, with glibc's defaults and with the settings of the
+`allora` command (`alloralib.cli.memory`).
 
     python -m benchmarks.cpu
 """
@@ -19,21 +20,21 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .measuring import Record, alternate, environment, quartiles, ratio, record_of, write
+from .measuring import Record, alternate, environment, record_of, spread, write
 
 FROZEN = ((576, 576), (1536, 576), (576, 1536), (2048, 2048), (5632, 2048), (2048, 5632), (49152, 576))
-"""(n1, n2) of the weight: SmolLM2's layers, those of hidden size 2048, and SmolLM2's vocabulary."""
-NARROW = ((48, 576), (32, 1536), (576, 16), (1536, 16))
-"""Adapters' factors at rank 16: A of queries, keys and values together, A of gate and up, B."""
+"""Shapes (n1, n2) of frozen weights: SmolLM2's layers, layers of hidden size 2048, and SmolLM2's output layer."""
+NARROW = ((16, 576), (16, 1536), (32, 1536), (576, 16), (1536, 16))
+"""Shapes of adapter factors at rank 16: A, the two uses of B side by side, and B."""
 COLD = 2**26
-"""Bytes of weights between two calls with the same one."""
+"""Bytes of other weights between two calls with the same weight."""
 TOKENS = 512
 LIBRARIES = {"default": False, "oneDNN": True}
 WAYS = {"given back": "False", "kept": "True"}
 
 
 def products(rounds: int) -> list[dict[str, Any]]:
-    """Seconds of Y = X W^T, of G W and, where W is narrow, of the sum over the tokens G^T X, for every shape, each way."""
+    """Seconds of X W^T (forward), of G W (backward) and, for narrow W, of the sum over the tokens G^T X, by each library."""
     import torch
 
     from alloralib.cli.memory import keep_freed_memory
@@ -65,12 +66,12 @@ def products(rounds: int) -> list[dict[str, Any]]:
 
 
 def steps_in_a_process(keep: bool, rounds: int) -> list[float]:
-    """Seconds of training steps in this process, the first of which are not counted."""
+    """Seconds of training steps in this process, after three that do not count."""
     if keep:
         from alloralib.cli.memory import keep_freed_memory
 
         if not keep_freed_memory():
-            raise SystemExit("this C library is not told: only glibc is, and no MALLOC_ variable may be set")
+            raise SystemExit("cannot set malloc options: needs Linux with glibc and no MALLOC_... variable in the environment")
     from .arms import build
     from .models import stack
 
@@ -79,7 +80,7 @@ def steps_in_a_process(keep: bool, rounds: int) -> list[float]:
 
 
 def memory(processes: int, rounds: int) -> dict[str, list[float]]:
-    """Median seconds of a step in each process."""
+    """Median seconds of a step in each process, by setting."""
     medians: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(processes):
         for name, keep in WAYS.items():
@@ -93,29 +94,26 @@ def memory(processes: int, rounds: int) -> dict[str, list[float]]:
 
 
 def table(record: Record) -> str:
-    """The record as Markdown."""
-    lines = [f"Float32 products of {TOKENS} tokens, GFLOP/s; {record['machine']['processor']}:", ""]
-    lines += ["| weight | forward: default | oneDNN | backward: default | oneDNN | sum over tokens: default | oneDNN |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    """The products of a record as a Markdown table, in GFLOP/s: by torch's default, then by oneDNN."""
+    lines = ["| weight | forward: default | oneDNN | backward: default | oneDNN | sum over tokens: default | oneDNN |"]
+    lines += ["|---" * 7 + "|"]
     for found in record["products"]:
         work = 2 * TOKENS * found["n1"] * found["n2"]
-        rates = [f"{work / quartiles(seconds)[1] / 1e9:.0f}" for seconds in found["seconds"].values()]
+        rates = [f"{work / statistics.median(seconds) / 1e9:.0f}" for seconds in found["seconds"].values()]
         lines.append(f"| {found['n1']:,} x {found['n2']:,} | {' | '.join([*rates, *[''] * (6 - len(rates))])} |")
-    medians = record["memory"]
-    lines += [
-        "",
-        f"A training step of four layers of hidden size 576: {ratio(medians, 'kept', 'given back'):.3f} of the time where "
-        f"freed memory is kept (medians of {len(medians['kept'])} processes each, "
-        + ", ".join(f"{name}: {min(values) * 1000:.0f} to {max(values) * 1000:.0f} ms" for name, values in medians.items())
-        + ").",
-    ]
     return "\n".join(lines)
+
+
+def gain(record: Record) -> tuple[float, float, float]:
+    """Step time with freed memory kept over that with it given back: smallest, of the medians, and largest over processes."""
+    kept, given = record["memory"]["kept"], record["memory"]["given back"]
+    return min(kept) / max(given), statistics.median(kept) / statistics.median(given), max(kept) / min(given)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--processes", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=25, help="rounds that count [%(default)s]")
+    parser.add_argument("--processes", type=int, default=3, help="processes for each setting of malloc [%(default)s]")
     parser.add_argument("--steps", choices=WAYS.values(), help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.steps is not None:
@@ -123,7 +121,7 @@ def main() -> None:
         return
     record = environment() | {"products": products(a.rounds), "memory": memory(a.processes, a.rounds)}
     write(record, record_of("cpu"))
-    print(table(record))
+    print(table(record), f"step with freed memory kept, of one with it given back: {spread(gain(record), 3)}", sep="\n\n")
 
 
 if __name__ == "__main__":

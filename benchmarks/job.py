@@ -1,28 +1,26 @@
-"""The whole job, from a file of rows to a saved adapter: `allora train` against the straightforward script.
+"""The whole job, from a file of rows to a saved adapter: `allora train` against a plain script.
 
-Three arms, each in a fresh process, in turns that rotate from repetition to repetition:
+Three arms, each in a fresh process, in an order that rotates between repetitions:
 
-    allora          `allora train`, ALLoRA, its settings at their defaults but for those that are made equal below
+    allora          `allora train` with ALLoRA; settings at their defaults, except those made equal below
     plain           `plain_job.py`: transformers' Trainer and PEFT's LoRA at their defaults, all rows padded to the longest
-    plain-dynamic   the same with a collator that pads each batch by itself
+    plain-dynamic   the same with a collator that pads each batch to its longest row
 
-Equal in all: the model (SmolLM2-135M-Instruct, float32, converted beforehand), the file, the examples (every row once per
-epoch; drawn anew for every repetition, the same for all arms of it), their tokens, rows per batch, updates, AdamW, peak
-rate, its linear fall without warm-up, clipping at 1, r = 16 on all linear layers. Not equal: the rule; the order of the
-rows; which rows share a batch.
+Equal for all: the model (SmolLM2-135M-Instruct, float32), the file, the examples (every row once per epoch, a new sample for
+each repetition), their tokens, batch size, number of updates, AdamW, peak learning rate, linear decay without warm-up, gradient
+clipping at 1, r = 16 on all linear layers. Different: the rule, the order of the rows, and which rows share a batch.
 
-What is timed is the process, from its start to its end, imports included. `allora train` also answers the test rows
-before and after, which the script does not: it gets few of them here, and the seconds of its own phase `evaluate` are
-taken off. Everything else that it does more counts against it: leaks and empty rows looked for, preflight with its
-measured steps, a checkpoint every tenth of the run, the rule's history, curve and card. The cache of tokenized rows is
-off and the cache of `datasets` is empty: every job starts from the text.
+The whole process is timed, imports included. `allora train` also evaluates the test rows before and after training, which the
+script does not do: it gets few of them here, and the time of its phase `evaluate` is subtracted. Everything else that it does
+more counts against it: checks for leaks and empty rows, preflight with its timed steps, a checkpoint every tenth of the run,
+the rule's history, curve and card. No cache is used: every job starts from the text.
 
-Accuracy is taken afterwards, by one evaluator for all arms, which loads the adapter with stock PEFT: on ARC-Easy the
-choice with the largest likelihood, on banking77 a greedy answer that equals the intent's name.
+Accuracy is measured afterwards, by the same evaluator for all arms, which loads the adapter with stock PEFT. On ARC-Easy it is
+the choice with the largest likelihood, on banking77 a greedy answer that equals the intent's name.
 
     python -m benchmarks.job --data-dir DIR
 
-Jobs that are done are kept in `--work-dir` and not done again; another setting needs another directory.
+Finished jobs are kept in `--work-dir` and not run again. Other settings need another directory.
 """
 
 from __future__ import annotations
@@ -44,11 +42,11 @@ from .measuring import Record, environment, record_of, write
 PLAIN = Path(__file__).resolve().with_name("plain_job.py")
 TITLES = {
     "allora": "**`allora train`**",
-    "plain": "plain script, all rows padded to the longest",
-    "plain-dynamic": "plain script, each batch padded by itself",
+    "plain": "plain script, rows padded to the longest of all",
+    "plain-dynamic": "plain script, rows padded to the longest of the batch",
 }
 SETS = {"banking77": 1280, "arc_easy": 256}
-"""Training rows, so that a job of ours takes a minute or two on two cores."""
+"""Training rows of each set, chosen so that `allora train` takes a minute or two on two cores."""
 MODEL = "smollm2-135m"
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 16
@@ -57,7 +55,7 @@ MAX_NEW_TOKENS = 20
 
 
 def write_rows(name: str, data_dir: Path, directory: Path, train_rows: int, test_rows: int, seed: int) -> None:
-    """train.jsonl, test.jsonl and the few rows of it that `allora train` answers itself; prompt and completion in each."""
+    """Write train.jsonl, test.jsonl, and own-test.jsonl with the few test rows for `allora train`: prompts and completions."""
     from alloralib.data.parts import load_parts
     from alloralib.data.registry import REGISTRY
 
@@ -89,7 +87,7 @@ def _right(choices: list[str], answer: int | str) -> str:
 
 
 def command(arm: str, name: str, rows: Path, output: Path, model: str, epochs: int, seed: int) -> list[str]:
-    """What a user types."""
+    """The command line of an arm."""
     if arm != "allora":
         dynamic = ["--dynamic-padding"] if arm == "plain-dynamic" else []
         return [
@@ -108,10 +106,11 @@ def command(arm: str, name: str, rows: Path, output: Path, model: str, epochs: i
 
 
 def run_job(arm: str, name: str, rows: Path, output: Path, model: str, epochs: int, seed: int) -> dict[str, Any]:
-    """Do one job in a process of its own: its seconds, updates and tokens.
+    """Run one job in a process of its own.
 
     Returns:
-        seconds: of the process, without what `allora train` spends on test rows; phases: as the arm itself takes them.
+        seconds: of the process, without the evaluation of test rows by `allora train`. phases: seconds as the arm reports
+        them, and the rest. updates, tokens, padded_tokens, trained_parameters: how much work was done.
     """
     with tempfile.TemporaryDirectory() as cache, (output.parent / f"{output.name}.log").open("w", encoding="utf-8") as log:
         environment = os.environ | {"HF_DATASETS_CACHE": cache, "ALLORA_TOKEN_CACHE": "0"}
@@ -120,7 +119,7 @@ def run_job(arm: str, name: str, rows: Path, output: Path, model: str, epochs: i
         code = subprocess.run(words, env=environment, stdout=log, stderr=log, check=False).returncode
         wall = time.perf_counter() - start
     if code:
-        raise SystemExit(f"{arm} on {name} ended with {code}: see {log.name}")
+        raise SystemExit(f"{arm} on {name} failed with exit code {code}: see {log.name}")
     if arm == "allora":
         record = json.loads((output / "record.json").read_text(encoding="utf-8"))
         phases, data = record["seconds"], record["preflight"]["data"]
@@ -140,7 +139,7 @@ def run_job(arm: str, name: str, rows: Path, output: Path, model: str, epochs: i
 
 
 def evaluate(name: str, adapter: Path, test: Path, model: str) -> dict[str, float]:
-    """Share of right answers with its 95 % interval; run in a process of its own."""
+    """Accuracy with its 95 % interval. Runs in a process of its own."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -166,7 +165,7 @@ def evaluate(name: str, adapter: Path, test: Path, model: str) -> dict[str, floa
 
 
 def measure(arguments: argparse.Namespace) -> Record:
-    """Every job that is not done yet, each followed by its evaluation; the record of all."""
+    """Run every job that is not finished, evaluate each, and return the record of all."""
     from alloralib.training.models import locate
 
     model = locate(MODEL)
@@ -194,12 +193,12 @@ def measure(arguments: argparse.Namespace) -> Record:
 
 
 def _once(arm: str, name: str, rows: Path, output: Path, model: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The result of a job, from its file as far as it is there; what was broken off is done again."""
+    """The result of a job: from its file if it is finished, else run now."""
     kept = output.parent / f"{output.name}.json"
     asked = settings | {"rows": settings["rows"][name]}
     done = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     if done and done["settings"] != asked:
-        raise SystemExit(f"{kept} was made with other settings: give another --work-dir")
+        raise SystemExit(f"{kept} was written with other settings; choose another --work-dir")
     if not done:
         for old in (output, output.with_name(output.name + ".unfinished")):
             shutil.rmtree(old, ignore_errors=True)
@@ -211,7 +210,7 @@ def _once(arm: str, name: str, rows: Path, output: Path, model: str, settings: d
         words = [sys.executable, "-m", "benchmarks.job", "--evaluate", name, str(output), str(rows / "test.jsonl"), model]
         said = subprocess.run(words, capture_output=True, text=True, check=False)
         if said.returncode:
-            raise SystemExit(f"the evaluation of {output} ended with {said.returncode}:\n{said.stderr[-2000:]}")
+            raise SystemExit(f"the evaluation of {output} failed with exit code {said.returncode}:\n{said.stderr[-2000:]}")
         done |= json.loads(said.stdout.splitlines()[-1])
         print(f"{name}, repetition {seed + 1}, {arm}: accuracy {done['accuracy']:.3f}", flush=True)
         write(done, kept)
@@ -222,16 +221,17 @@ def _once(arm: str, name: str, rows: Path, output: Path, model: str, settings: d
 def _check_same_work(done: dict[str, dict[str, Any]], name: str) -> None:
     for key in ("updates", "tokens", "trained_parameters"):
         if len({job[key] for job in done.values()}) > 1:
-            raise SystemExit(f"not the same work on {name}: {key} is { {arm: job[key] for arm, job in done.items()} }")
+            raise SystemExit(f"the arms did different work on {name}: {key} { {arm: job[key] for arm, job in done.items()} }")
 
 
 def summary(record: dict[str, Any], name: str, arm: str) -> dict[str, Any]:
-    """Median seconds of an arm, how many times ours that is, and the accuracies beside ours.
+    """An arm of one set, compared with `allora train`.
 
     Returns:
-        seconds: median over repetitions; ratio: of the medians; ratios: least and greatest ratio within one repetition;
-        padding: tokens that padding adds, as a share of the others; accuracy, low, high: means over the repetitions;
-        inside: in how many repetitions each accuracy is inside the other's interval.
+        seconds: median over the repetitions. training: the same of the training phase. ratio: `seconds` over those of
+        `allora train`. ratios: smallest and largest ratio within a repetition. padding: tokens of padding as a share of the
+        others. accuracy, low, high: means over the repetitions. inside: number of repetitions in which each accuracy is
+        inside the other's interval.
     """
     jobs, ours = record["jobs"][name][arm], record["jobs"][name]["allora"]
 
@@ -242,6 +242,7 @@ def summary(record: dict[str, Any], name: str, arm: str) -> dict[str, Any]:
     mean = {key: statistics.fmean(job[key] for job in jobs) for key in ("accuracy", "low", "high")}
     return mean | {
         "seconds": median(jobs),
+        "training": statistics.median(job["phases"]["train"] for job in jobs),
         "ratio": median(jobs) / median(ours),
         "ratios": (min(within), max(within)),
         "padding": sum(job["padded_tokens"] for job in jobs) / sum(job["tokens"] for job in jobs) - 1,
@@ -252,41 +253,40 @@ def summary(record: dict[str, Any], name: str, arm: str) -> dict[str, Any]:
     }
 
 
-def table(record: Record) -> str:
-    """The record as Markdown tables: the jobs, and where their time goes."""
+def table(records: dict[str, Record]) -> str:
+    """A Markdown table of all jobs of every record."""
     lines = [
-        "| set | arm | the job takes | times ours | per repetition | padding adds | accuracy | inside each other's interval |",
-        "|---|---|---|---|---|---|---|---|",
+        "| processor | set | arm | seconds | of which training | of `allora train` (repetitions) | padding | accuracy "
+        "| inside each other's 95 % interval |",
+        "|---" * 9 + "|",
     ]
-    for name, arms in record["jobs"].items():
-        for arm, jobs in arms.items():
-            found = summary(record, name, arm)
-            beside = "|" if arm == "allora" else f"{found['ratio']:.2f} | {found['ratios'][0]:.2f} to {found['ratios'][1]:.2f}"
-            inside = "" if arm == "allora" else f"{found['inside']} of {len(jobs)}"
-            lines.append(
-                f"| {name}, {jobs[0]['updates']} updates | {TITLES[arm]} | {found['seconds']:.0f} s | {beside} | "
-                f"{found['padding']:.1%} | {found['accuracy']:.3f} ({found['low']:.3f} to {found['high']:.3f}) | {inside} |"
-            )
-    repetitions = len(next(iter(next(iter(record["jobs"].values())).values())))
-    lines += ["", f"Repetitions: {repetitions}.", "", "| set | arm | median seconds by phase |", "|---|---|---|"]
-    for name, arms in record["jobs"].items():
-        for arm, jobs in arms.items():
-            phases = {phase: statistics.median(job["phases"][phase] for job in jobs) for phase in jobs[0]["phases"]}
-            said = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
-            lines.append(f"| {name} | {TITLES[arm]} | {said} |")
+    for kind, record in records.items():
+        for name, arms in record["jobs"].items():
+            for arm, jobs in arms.items():
+                found = summary(record, name, arm)
+                ratio = inside = ""
+                if arm != "allora":
+                    ratio = f"{found['ratio']:.2f} ({found['ratios'][0]:.2f} to {found['ratios'][1]:.2f})"
+                    inside = f"{found['inside']} of {len(jobs)}"
+                lines.append(
+                    f"| {kind} | {name}, {jobs[0]['updates']} updates | {TITLES[arm]} | {found['seconds']:.0f} "
+                    f"| {found['training']:.0f} | {ratio} | {found['padding']:.1%} "
+                    f"| {found['accuracy']:.3f} ({found['low']:.3f} to {found['high']:.3f}) | {inside} |"
+                )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("ALLORA_DATA_DIR", "../shared/data")))
-    parser.add_argument("--work-dir", type=Path, default=Path("runs/job"), help="rows, adapters and results, kept")
-    parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--arms", default=",".join(TITLES), help="allora must be among them")
-    parser.add_argument("--rows", type=int, help=f"training rows of every set [{SETS}]")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--test-rows", type=int, default=400)
-    parser.add_argument("--repetitions", type=int, default=2)
+    data = Path(os.environ.get("ALLORA_DATA_DIR", "../shared/data"))
+    parser.add_argument("--data-dir", type=Path, default=data, help="directory of the data sets")
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/job"), help="for rows, adapters, results [%(default)s]")
+    parser.add_argument("--sets", default=",".join(SETS), help="data sets, separated by commas [%(default)s]")
+    parser.add_argument("--arms", default=",".join(TITLES), help="arms, separated by commas, with allora [%(default)s]")
+    parser.add_argument("--rows", type=int, help=f"training rows of every set {SETS}")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs [%(default)s]")
+    parser.add_argument("--test-rows", type=int, default=400, help="test rows for the accuracy [%(default)s]")
+    parser.add_argument("--repetitions", type=int, default=2, help="times every job is run [%(default)s]")
     parser.add_argument("--evaluate", nargs=4, metavar=("SET", "ADAPTER", "TEST", "MODEL"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.evaluate:
@@ -295,7 +295,7 @@ def main() -> None:
         return
     record = measure(arguments)
     write(record, record_of("job"))
-    print(record["what"], table(record), sep="\n\n")
+    print(record["what"], table({"this processor": record}), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Seconds, taken in turn; bytes, counted and resident; and what machine it was."""
+"""Timing in alternation, memory counters, and the records that the benchmarks write and read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import platform
 import random
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,20 +20,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import alloralib
+from alloralib.files import write_text
+
 Record = dict[str, Any]
+ROOT = Path(__file__).parent.parent
 RECORDS = Path(__file__).parent / "records"
 INSTRUCTIONS = torch.backends.cpu.get_cpu_capability().lower()
-"""What the processor here can do at most, as torch sees it: avx2, avx512. Records of different kinds stand side by side."""
-KINDS = {"avx512": "with AVX-512", "avx2": "with AVX2", "unknown": "on an earlier machine"}
-"""Kinds of processors as a title names them; "unknown" is one whose instructions its records do not name."""
-PACKAGES = ("alloralib", "torch", "peft", "transformers", "trl", "datasets", "loralib", "litgpt")
+"""The best vector instructions of this processor, as torch reports them: avx2, avx512. Names the folder of its records."""
+KINDS = {"avx512": "AVX-512", "avx2": "AVX2", "unknown": "CPU not recorded"}
+"""Kinds of processors as tables name them. "unknown" holds records that do not say which instructions they ran with."""
+PACKAGES = ("torch", "peft", "transformers", "trl", "datasets", "loralib", "litgpt")
+MIB = 2**20
 
 
 def alternate(steps: dict[str, Callable[[], Any]], rounds: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of every step in every round.
+    """Time every step once per round, so that a slow minute of the machine affects all of them.
 
-    The steps take turns within a round, so that a slow minute of the machine hits all of them, in the order of `shuffled`.
-    The collector of garbage runs between rounds only.
+    The order within a round is random (see `shuffled`). The garbage collector runs between rounds only.
+
+    Args:
+        steps: what to time, by name.
+        rounds: number of rounds that count.
+        warmup: number of rounds before them that do not.
+
+    Returns:
+        Seconds of every step in every counted round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     gc.collect()
@@ -54,8 +67,10 @@ def alternate(steps: dict[str, Callable[[], Any]], rounds: int, warmup: int) -> 
 
 
 def shuffled(names: Iterable[str], rounds: int) -> Iterator[list[str]]:
-    """The names in another order for each round, so that none is always behind the same other one and what it leaves in
-    caches and in the heap."""
+    """The names in a new random order for each round (seed 0).
+
+    With a fixed order, a step would always run behind the same other step, and with the caches and the heap that it leaves.
+    """
     order = random.Random(0)
     turn = list(names)
     for _ in range(rounds):
@@ -63,28 +78,42 @@ def shuffled(names: Iterable[str], rounds: int) -> Iterator[list[str]]:
         yield [*turn]
 
 
-def ratio(seconds: dict[str, list[float]], arm: str, other: str) -> float:
-    """Median of one arm over the median of another."""
-    return statistics.median(seconds[arm]) / statistics.median(seconds[other])
-
-
 def paired(seconds: dict[str, list[float]], arm: str, other: str) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile over the rounds of (arm / other), each ratio within one round."""
+    """Lower quartile, median and upper quartile of the ratio arm / other, taken within each round."""
     low, middle, high = quartiles([a / b for a, b in zip(seconds[arm], seconds[other], strict=True)])
     return low, middle, high
 
 
+def spread(ratios: tuple[float, float, float], digits: int = 2) -> str:
+    """Median and quartiles as the tables show them.
+
+    >>> spread((0.9, 1.0, 1.25))
+    '1.00 (0.90 to 1.25)'
+    """
+    low, middle, high = (f"{value:.{digits}f}" for value in ratios)
+    return f"{middle} ({low} to {high})"
+
+
 def quartiles(values: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile; of one value, that value."""
+    """Lower quartile, median and upper quartile. A single value is all three."""
     return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
 
 
+def duration(seconds: float) -> str:
+    """Seconds or milliseconds, whichever reads better.
+
+    >>> duration(1.234), duration(0.0567)
+    ('1.23 s', '57 ms')
+    """
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
 def kept_bytes(forward: Callable[[], Any], known: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of what `forward` returns.
+    """Bytes that autograd saves for the backward pass of what `forward` returns.
 
     Args:
-        forward: must return the result, which holds the graph.
-        known: tensors that are there anyway (parameters, buffers, the batch); what shares their memory is not counted.
+        forward: runs the forward pass and returns its result, which holds the graph.
+        known: tensors that exist anyway (parameters, buffers, the batch). Their storages are not counted.
     """
     there = {tensor.untyped_storage().data_ptr() for tensor in known}
     kept: dict[int, int] = {}
@@ -93,7 +122,7 @@ def kept_bytes(forward: Callable[[], Any], known: Iterable[Tensor]) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in there:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor  # which keeps it alive: no address comes twice while the graph is there
+        return tensor  # keeps the storage alive, so that no address is used twice while the graph exists
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = forward()
@@ -108,20 +137,20 @@ def kept_by(arm: Any) -> int:
 
 
 def reset_peak() -> None:
-    """Forget the process's highest resident memory so far (Linux)."""
+    """Reset the process's peak resident memory (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident() -> tuple[int, int]:
-    """Bytes of the process in memory: now, and at most since `reset_peak` (Linux)."""
+    """Resident memory of the process in bytes: now, and the peak since `reset_peak` (Linux)."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     now, peak = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
     return now, peak
 
 
 def environment() -> Record:
-    """The command, the machine and the versions of a measurement."""
-    versions = {"python": platform.python_version()}
+    """What every record says about its measurement: command, day, revision, machine and versions."""
+    versions = {"python": platform.python_version(), "alloralib": alloralib.__version__}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
@@ -129,6 +158,8 @@ def environment() -> Record:
             continue
     return {
         "command": f"python -m benchmarks.{Path(sys.argv[0]).stem} {shlex.join(_without_directories(sys.argv[1:]))}".strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "revision": revision(),
         "machine": {
             "processor": _processor(),
             "instructions": INSTRUCTIONS,
@@ -138,8 +169,19 @@ def environment() -> Record:
     }
 
 
+def revision() -> str | None:
+    """The git commit of the code, with "-dirty" if src/ or benchmarks/ (records aside) differ from it. None without git."""
+    code = ["--", "src", "benchmarks", ":!benchmarks/records"]
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True)
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", *code], cwd=ROOT, check=False).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("-dirty" if changed else "")
+
+
 def _without_directories(words: list[str]) -> list[str]:
-    """Where the data are and where the work is done is no part of what is measured."""
+    """The command line without `--...-dir` options: where files are is not part of the measurement."""
     kept: list[str] = []
     for before, word in itertools.pairwise(["", *words]):
         if not word.endswith("-dir") and not before.endswith("-dir"):
@@ -156,25 +198,46 @@ def _processor() -> str:
 
 
 def kinds() -> list[str]:
-    """The kinds of processors that there are records of."""
+    """The kinds of processors that have records, in the order of `KINDS`."""
     found = sorted(path.name for path in RECORDS.iterdir() if path.is_dir())
     return [*(kind for kind in KINDS if kind in found), *(kind for kind in found if kind not in KINDS)]
 
 
 def record_of(name: str, kind: str = INSTRUCTIONS) -> Path:
-    """Where the record of that name is for a kind of processor; "" is for what does not depend on it."""
+    """The path of a record. Kind "" is for records that do not depend on the processor."""
     return RECORDS / kind / f"{name}.json"
 
 
 def read(name: str, kind: str = INSTRUCTIONS) -> Record | None:
-    """The record of that name, if there is one."""
+    """The record of that name, or None if there is none."""
     path = record_of(name, kind)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def read_all(name: str) -> dict[str, Record]:
+    """The records of that name by kind of processor, the newest first.
+
+    Records name their day since 0.2. Of the older ones, those that name the processor's instructions are newer.
+    """
+    found = {kind: record for kind in kinds() if (record := read(name, kind))}
+    return dict(sorted(found.items(), key=lambda item: _age(item[1]), reverse=True))
+
+
+def _age(record: Record) -> tuple[str, bool]:
+    return record.get("date", ""), "instructions" in record["machine"]
+
+
+def is_earlier(record: Record) -> bool:
+    """Whether a record was measured with an earlier version of alloralib: another major or minor version than this code's."""
+    return record["versions"]["alloralib"].split(".")[:2] != alloralib.__version__.split(".")[:2]
+
+
+def label(kind: str, record: Record) -> str:
+    """A kind of processor as a table names it, with a dagger if the record was measured with an earlier version."""
+    return KINDS.get(kind, kind.upper()) + ("†" if is_earlier(record) else "")
+
+
 def write(record: Record, path: Path) -> None:
-    """Write a record, whole or not at all."""
+    """Write a record atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    write_text(path, json.dumps(record, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What is trained: two real models, and stacks of decoder layers of any width. Random tokens; the work is the same."""
+"""The models: two real ones, and stacks of decoder layers of any width. The tokens are random."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ HEAD = 64
 
 
 def smollm2(rows: int, length: int, dtype: str) -> tuple[Any, Batch]:
-    """SmolLM2-135M and a batch of rows x length tokens, each of them learnt."""
+    """SmolLM2-135M and a batch of rows x length tokens with a label for each."""
     model = load_model(locate("smollm2-135m"), task="causal-lm", labels=None, dtype=DTYPES[dtype], pad_token_id=None)
     ids = _tokens(model.config.vocab_size, rows, length)
     return model, {"input_ids": ids, "labels": ids, "use_cache": False}
 
 
 def minilm(rows: int, length: int, dtype: str) -> tuple[Any, Batch]:
-    """MiniLM-L6 with a classifier of 77 classes, frozen as all that is no adapter, and a batch."""
+    """MiniLM-L6 with a classifier of 77 classes, which is frozen like the rest of the model, and a batch."""
     labels = [str(i) for i in range(CLASSES)]
     torch.manual_seed(0)
     model = load_model(locate("minilm-l6"), task="classification", labels=labels, dtype=DTYPES[dtype], pad_token_id=0)
@@ -36,13 +36,13 @@ MODELS = {"smollm2": smollm2, "minilm": minilm}
 
 
 def stack_config(width: int, layers: int) -> LlamaConfig:
-    """Decoder layers in SmolLM2's proportions: heads of 64, a third of them (or a quarter) for keys and values, MLP 8/3.
+    """Decoder layers in SmolLM2's proportions: heads of 64, a third or a quarter as many for keys and values, MLP of 8/3.
 
-    Width 576 is SmolLM2-135M's own layer.
+    Width 576 is the layer of SmolLM2-135M itself.
     """
     heads = width // HEAD
     return LlamaConfig(
-        vocab_size=8,  # no tokens: the stack is fed hidden states
+        vocab_size=8,  # unused: the input is hidden states
         hidden_size=width,
         intermediate_size=-(-width * 8 // 3 // 256) * 256,
         num_hidden_layers=layers,
@@ -53,7 +53,7 @@ def stack_config(width: int, layers: int) -> LlamaConfig:
 
 
 def stack(width: int, layers: int, rows: int, length: int, dtype: str) -> tuple[Any, Batch]:
-    """Layers from the middle of a model: their input wants a gradient."""
+    """Layers from the middle of a model: their input needs a gradient."""
     torch.manual_seed(0)
     model: Any = LlamaModel(stack_config(width, layers))
     model.to(DTYPES[dtype])

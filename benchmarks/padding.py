@@ -1,12 +1,12 @@
-"""How many tokens padding adds, at 16 rows a batch, on every registered set that is in the data directory.
+"""How many tokens padding adds, at batch size 16, on every registered data set in the data directory.
 
     python -m benchmarks.padding --data-dir DIR
 
-Nothing is timed and no model runs. Training rows: padded to the longest row of the set; in random batches, each padded to
-its own longest; in the batches of `allora train`, which are of similar length; and what of that padding goes through the layers
-once the batches with more than 5 % of it are packed; means over five seeds. The last two again for small samples of the rows.
-Test rows: as `allora` evaluates them, sorted by length; for multiple choice prompts alone and, beside them, the choices'
-own tokens after the first, which are computed in the same batches behind the prompts' keys and values.
+Nothing is timed and no model runs. Training rows are counted four ways, as means over five seeds: padded to the longest row of
+the set; in random batches, each padded to its longest row; in the batches of `allora train`, which hold rows of similar length;
+and the padding that is left in the layers once batches with more than 5 % of it are packed. The last two are also counted for
+small samples. Test rows are counted as `allora` evaluates them, sorted by length. For multiple choice, the choices' tokens
+after the first are counted apart: they run in the same batches, behind the prompts' keys and values.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ BATCH_SIZE = 16
 SEEDS = 5
 MAX_LENGTH = 512
 SMALL = (100, 300, 1000)
-"""Rows of the small samples."""
+"""Sizes of the small samples."""
 TOKENIZERS = {"smollm2-135m": "SmolLM2", "minilm-l6": "MiniLM"}
 
 
 def added(lengths: Sequence[int], batches: Iterable[Sequence[int]]) -> float:
-    """Tokens of padding as a share of the others."""
+    """Tokens of padding, as a share of the other tokens."""
     return sum(max(lengths[row] for row in batch) * len(batch) for batch in batches) / sum(lengths) - 1
 
 
@@ -41,7 +41,7 @@ def random_batches(rows: int, seed: int) -> list[list[int]]:
 
 
 def token_counts(known: Any, rows: Any, tokenizer: Any) -> list[int]:
-    """Tokens of every row as they are trained on: the text, or prompt, answer and end of text."""
+    """Number of tokens of every row in training: of the text, or of prompt, answer and end of text."""
     from alloralib.data.examples import build_examples
 
     examples: Any = build_examples(known.kind, rows, known.columns, processor=tokenizer, max_length=MAX_LENGTH)
@@ -52,7 +52,7 @@ def token_counts(known: Any, rows: Any, tokenizer: Any) -> list[int]:
 
 
 def bucketed(lengths: list[int]) -> dict[str, float]:
-    """Padding of the batches of `allora train`, and what of it is left in the layers."""
+    """Padding in the batches of `allora train`, before and after packing."""
     from alloralib.training.batches import BucketBatches
     from alloralib.training.packing import packs
 
@@ -67,7 +67,7 @@ def bucketed(lengths: list[int]) -> dict[str, float]:
 
 
 def trained(lengths: list[int]) -> dict[str, Any]:
-    """Padding of the training rows by how batches are made, of all rows and of small samples."""
+    """Padding of the training rows for each way to form batches, for all rows and for small samples."""
     everything = [range(len(lengths))]
     return {
         "rows": len(lengths),
@@ -81,7 +81,7 @@ def trained(lengths: list[int]) -> dict[str, Any]:
 
 
 def evaluated(known: Any, rows: Any, tokenizer: Any) -> dict[str, float]:
-    """Padding of the test rows as they are answered."""
+    """Padding of the test rows in evaluation."""
     from alloralib.data.choices import questions
     from alloralib.evaluation.answers import MOST_PADDING, longest_first
 
@@ -98,7 +98,7 @@ def evaluated(known: Any, rows: Any, tokenizer: Any) -> dict[str, float]:
 
 
 def measure(data_dir: Path) -> dict[str, Any]:
-    """The padding of every set that is there, by tokenizer."""
+    """The padding of every data set in the directory, by tokenizer."""
     from alloralib.data.parts import load_parts
     from alloralib.data.registry import REGISTRY
     from alloralib.errors import DataError
@@ -110,7 +110,7 @@ def measure(data_dir: Path) -> dict[str, Any]:
             continue
         try:
             parts = load_parts(known.kind, known.columns, data=name, data_dir=data_dir)
-        except DataError:  # not there, or without training rows
+        except DataError:  # not in the directory, or without training rows
             continue
         for model in TOKENIZERS:
             if model == "minilm-l6" and known.kind != "classification":
@@ -126,31 +126,42 @@ def measure(data_dir: Path) -> dict[str, Any]:
 
 
 def table(record: Record) -> str:
-    """The record as two Markdown tables: all rows of each set, and small samples."""
+    """The record as a Markdown table: all rows of each set, and samples of 100 rows."""
     lines = [
-        "| tokenizer | set | rows | tokens a row | to the longest | random batches | `allora train` | packed "
-        "| test rows | choices |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    small = [
-        "",
-        "*Packed* is what goes through the layers once batches with more than 5 % are packed; attention gets their rows padded "
-        "again. Of small samples, in the batches of `allora train`, and packed:",
-        "",
-        "| tokenizer | set | " + " | ".join(f"{rows:,} rows | packed" for rows in SMALL) + " |",
-        "|---|---|" + "---|---|" * len(SMALL),
+        "| tokenizer | set | rows | tokens per row | longest of the set | random batches | `allora train` | packed "
+        "| 100 rows, `allora train` | 100 rows, packed | test rows | choices |",
+        "|---" * 12 + "|",
     ]
     for model, sets in record["padding"].items():
         for name, found in sets.items():
-            start = f"| {TOKENIZERS[model]} | {name} | "
-            whole = [_share(found, key) for key in ("buckets", "packed", "test", "choices")]
+            small = found["small"].get("100", {})
+            shares = [_share(found, "buckets"), _share(found, "packed"), _share(small, "buckets"), _share(small, "packed")]
             lines.append(
-                f"{start}{found['rows']:,} | {found['tokens'] / found['rows']:.0f} | {found['set']:.0%} "
-                f"| {found['random']:.0%} | " + " | ".join(whole) + " |"
+                f"| {TOKENIZERS[model]} | {name} | {found['rows']:,} | {found['tokens'] / found['rows']:.0f} "
+                f"| {found['set']:.0%} | {found['random']:.0%} | {' | '.join(shares)} | {_share(found, 'test')} "
+                f"| {_share(found, 'choices')} |"
             )
-            samples = [found["small"].get(str(rows), {}) for rows in SMALL]
-            small.append(start + " | ".join(f"{_share(s, 'buckets')} | {_share(s, 'packed')}" for s in samples) + " |")
-    return "\n".join(lines + small)
+    return "\n".join(lines)
+
+
+def overview(record: Record) -> str:
+    """A short Markdown table: median over the data sets, and range."""
+    lines = [
+        "| tokenizer | sets | longest of the set | random batches | `allora train` | packed "
+        "| 100 rows, `allora train` | 100 rows, packed | test rows |",
+        "|---" * 9 + "|",
+    ]
+    for model, sets in record["padding"].items():
+        cells = [_range([found[key] for found in sets.values()]) for key in ("set", "random", "buckets", "packed")]
+        small = [found["small"]["100"] for found in sets.values() if "100" in found["small"]]
+        cells += [_range([found[key] for found in small]) for key in ("buckets", "packed")]
+        cells += [_range([found["test"] for found in sets.values()])]
+        lines.append(f"| {TOKENIZERS[model]} | {len(sets)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _range(shares: list[float]) -> str:
+    return f"{statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
 
 
 def _share(found: dict[str, float], key: str) -> str:
@@ -159,7 +170,8 @@ def _share(found: dict[str, float], key: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("ALLORA_DATA_DIR", "../shared/data")))
+    data = Path(os.environ.get("ALLORA_DATA_DIR", "../shared/data"))
+    parser.add_argument("--data-dir", type=Path, default=data, help="directory of the data sets")
     record = measure(parser.parse_args().data_dir)
     write(record, record_of("padding", ""))
     print(record["what"], table(record), sep="\n\n")

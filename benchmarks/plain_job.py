@@ -1,17 +1,17 @@
-"""The straightforward script: a LoRA adapter for a small language model, with transformers' Trainer and PEFT at their defaults.
+"""A plain script: trains a LoRA adapter for a small language model, with transformers' Trainer and PEFT at their defaults.
 
-This is what `job.py` holds `allora train` against, and nothing of alloralib is in it. It is meant to be what a careful user
-writes: the loss is taken of the answer alone, the answer ends with the end-of-text token, padding is masked and carries no
-loss, and the adapter is on every linear layer with r = alpha = 16. Everything else is the libraries' default: AdamW, a rate
-that falls linearly, gradients clipped at 1, no dropout, float32 as the model is stored.
+`job.py` compares `allora train` with it. It uses nothing of alloralib and is meant to be what a careful user writes: the loss
+is taken on the answer only, the answer ends with the end-of-text token, padding is masked and has no loss, and the adapter is
+on every linear layer with r = alpha = 16. Everything else is at the libraries' defaults: AdamW, a learning rate that decays
+linearly, gradients clipped at 1, no dropout, float32 as the model is stored.
 
-Rows are padded when they are tokenized, all of them at once: `tokenizer(texts, padding=True)`, as most tutorials do. With
-`--dynamic-padding` a collator pads each batch instead, which is just as easy to write once it is known.
+Rows are padded when they are tokenized, all at once: `tokenizer(texts, padding=True)`, as in most tutorials. With
+`--dynamic-padding` a collator pads each batch instead.
 
     python plain_job.py --model DIR --train train.jsonl --output-dir adapter [--dynamic-padding]
 
-Rows are JSONL with `prompt` and `completion`. Beside the adapter stands `job.json`: what was done and how long each part
-took, imports left out.
+Rows are JSONL with `prompt` and `completion`. The script writes `job.json` beside the adapter: what was done and how long each
+part took, without imports.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_LENGTH = 512
 
 
 def tokenized(rows: Dataset, tokenizer: AutoTokenizer, *, padding: bool) -> Dataset:
-    """Token ids, mask and labels of every row; the labels of the prompt and of padding are ignored."""
+    """Token ids, mask and labels of every row. Prompt and padding get the ignored label."""
     prompts = list(rows["prompt"])
     texts = [prompt + answer + tokenizer.eos_token for prompt, answer in zip(prompts, rows["completion"], strict=True)]
     encoded = tokenizer(texts, padding=padding, truncation=True, max_length=MAX_LENGTH)
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dynamic-padding", action="store_true", help="pad each batch by itself, not all rows at once")
+    parser.add_argument("--dynamic-padding", action="store_true", help="pad each batch to its longest row")
     arguments = parser.parse_args()
 
     clock = {}
@@ -93,7 +93,7 @@ def main() -> None:
             learning_rate=arguments.learning_rate,
             num_train_epochs=arguments.epochs,
             seed=arguments.seed,
-            include_num_input_tokens_seen="all",  # only counted, padding included, for the record
+            include_num_input_tokens_seen="all",  # counts tokens with padding, for job.json
         ),
         train_dataset=dataset,
         data_collator=DataCollatorForSeq2Seq(tokenizer) if arguments.dynamic_padding else default_data_collator,

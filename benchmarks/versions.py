@@ -1,7 +1,7 @@
-"""A training step of two revisions of this repository, in turn: what a change costs.
+"""A training step of two revisions of this repository, in alternation: what a change costs or saves.
 
-Each revision runs in a process of its own, from an export of its files, and waits between its steps. A round is one step of
-each, in random order, so that a slow minute of the machine hits both.
+Each revision runs in its own process, from an export of its files, and waits between its steps. A round is one step of each, in
+random order, so that a slow minute of the machine affects both.
 
     python -m benchmarks.versions --before 57b90bc --after HEAD
     python -m benchmarks.versions --before 57b90bc --after HEAD --cases smollm2 --pairs 5 --record scratch
@@ -20,16 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .measuring import Record, environment, paired, quartiles, record_of, write
+from .measuring import MIB, ROOT, Record, environment, paired, quartiles, record_of, spread, write
 
-ROOT = Path(__file__).parent.parent
 WARMUP = 2
-MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Case:
-    """A step that both revisions know by name: `benchmarks.models.MODELS` and `benchmarks.arms.TITLES`."""
+    """A step that both revisions can run: a name of `benchmarks.models.MODELS` and one of `benchmarks.arms.TITLES`."""
 
     title: str
     model: str
@@ -43,7 +41,7 @@ CASES = {
     "minilm": Case("MiniLM-L6, 77 classes, 16 x 64 tokens", "minilm", "allora", 16, 64),
 }
 
-# Runs from the export of a revision: one line of standard input is one thing to do, one line of output its answer.
+# Runs inside the export of a revision. Every line of standard input is a request; every answer is a line of JSON.
 WORKER = """
 import gc, json, sys, time
 import torch
@@ -71,7 +69,7 @@ for line in sys.stdin:
 
 
 class Worker:
-    """A revision's process."""
+    """The process that runs the steps of one revision."""
 
     def __init__(self, tree: Path, case: Case) -> None:
         environ = os.environ | {"PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree}", "HF_HUB_OFFLINE": "1"}
@@ -82,16 +80,16 @@ class Worker:
         )  # fmt: skip
 
     def ask(self, what: str) -> Any:
-        """`step` gives its seconds, `memory` the bytes kept for the backward pass and the peak resident memory."""
+        """Request `step` (returns seconds) or `memory` (returns bytes kept for the backward pass, and peak resident bytes)."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(what, file=self._process.stdin, flush=True)
         while line := self._process.stdout.readline():
             try:
                 return json.loads(line)
-            except ValueError:  # a library's own output
+            except ValueError:  # output of a library
                 continue
-        raise RuntimeError(f"the revision's process ended with {self._process.wait()}")
+        raise RuntimeError(f"the process of the revision ended with exit code {self._process.wait()}")
 
     def close(self) -> None:
         """End the process."""
@@ -100,7 +98,7 @@ class Worker:
 
 
 def export(revision: str, directory: Path) -> Path:
-    """The files of a revision."""
+    """Write the files of a revision into a folder of the directory. Returns the folder."""
     tree = directory / revision.replace("/", "-")
     tree.mkdir()
     archive = subprocess.run(["git", "archive", revision], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
@@ -109,7 +107,7 @@ def export(revision: str, directory: Path) -> Path:
 
 
 def measure(before: str, after: str, names: list[str], pairs: int) -> Record:
-    """Seconds per step of both revisions, round by round, and the memory of a step."""
+    """Time the steps of both revisions and measure the memory of one step."""
     cases: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         trees = {"before": export(before, Path(scratch)), "after": export(after, Path(scratch))}
@@ -146,35 +144,35 @@ def _commit(revision: str) -> str:
 
 
 def summary(case: Record) -> str:
-    """One case in a sentence."""
-    low, middle, high = paired(case["seconds"], "after", "before")
+    """One case in a line."""
+    ratios = spread(paired(case["seconds"], "after", "before"), 3)
     kept = {which: memory["kept"] / MIB for which, memory in case["memory"].items()}
-    return f"after/before {middle:.3f} ({low:.3f} to {high:.3f}); kept {kept['before']:.0f} and {kept['after']:.0f} MiB"
+    return f"after / before {ratios}; kept {kept['before']:.0f} and {kept['after']:.0f} MiB"
 
 
 def table(record: Record) -> str:
     """The record as a Markdown table."""
     lines = [
         f"Revision `{record['after']}` against `{record['before']}`, {record['pairs']} pairs of steps.", "",
-        "| step | before | after | after / before, median and quartiles of the pairs | kept for backward, before | after |",
+        "| step | before | after | after / before | kept for the backward pass, before | after |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for case in record["cases"].values():
         before, after = (quartiles(case["seconds"][which])[1] for which in ("before", "after"))
-        low, middle, high = paired(case["seconds"], "after", "before")
+        ratios = spread(paired(case["seconds"], "after", "before"), 3)
         kept = [f"{case['memory'][which]['kept'] / MIB:.0f} MiB" for which in ("before", "after")]
-        times = f"{before * 1000:.0f} ms | {after * 1000:.0f} ms | {middle:.3f} ({low:.3f} to {high:.3f})"
+        times = f"{before * 1000:.0f} ms | {after * 1000:.0f} ms | {ratios}"
         lines.append(f"| {case['what']} | {times} | {kept[0]} | {kept[1]} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", required=True, help="a git revision")
-    parser.add_argument("--after", default="HEAD", help="a git revision [HEAD]")
-    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
-    parser.add_argument("--pairs", type=int, default=30)
-    parser.add_argument("--record", default="versions", help="name of the record to write")
+    parser.add_argument("--before", required=True, help="git revision")
+    parser.add_argument("--after", default="HEAD", help="git revision [%(default)s]")
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), help="steps to compare [all]")
+    parser.add_argument("--pairs", type=int, default=30, help="steps of each revision [%(default)s]")
+    parser.add_argument("--record", default="versions", help="name of the record to write [%(default)s]")
     a = parser.parse_args()
     record = measure(a.before, a.after, a.cases, a.pairs)
     write(record, record_of(a.record))
