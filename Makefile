@@ -10,10 +10,10 @@ BENCH := $(BIN)/python -m benchmarks
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-# Where the studies' data sets are.
+# Where the data sets of the paper's studies are.
 ALLORA_DATA_DIR ?= ../shared/data
 
-.PHONY: help demo test quick studies check format bench clean
+.PHONY: help demo test quick paper check format bench clean
 
 help:
 	@sed -n 's/^# make/make/p; s/^## //p' $(MAKEFILE_LIST)
@@ -32,14 +32,14 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-## quick: the short studies of the paper, run anew and held against the committed records
+## quick: run the short studies of the paper and compare them with the committed records; minutes
 quick: $(INSTALLED)
-	$(BIN)/allora reproduce quick --data-dir $(ALLORA_DATA_DIR) --output-dir runs/quick --against studies/records
+	$(BIN)/python -m paper quick --data-dir $(ALLORA_DATA_DIR) --output-dir runs/quick --against paper/records
 
-## studies: every study that has no record yet, or is unfinished; hours
-studies: $(INSTALLED)
-	$(BIN)/allora reproduce all --data-dir $(ALLORA_DATA_DIR)
-	$(BIN)/allora reproduce --report docs/paper.md
+## paper: run every study that has no record yet and write docs/paper.md; hours if there is none
+paper: $(INSTALLED)
+	$(BIN)/python -m paper all --data-dir $(ALLORA_DATA_DIR)
+	$(BIN)/python -m paper --report docs/paper.md
 
 ## check: lint, types, floors
 check: $(INSTALLED)

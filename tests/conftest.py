@@ -23,7 +23,7 @@ WORDS = [
 ]
 
 
-LONG = ("tests/real/", "tests/scale/", "tests/training/test_compile.py", "tests/adapters/test_machinery.py", "tests/studies/")
+LONG = ("tests/real/", "tests/scale/", "tests/training/test_compile.py", "tests/adapters/test_machinery.py", "tests/paper/")
 """Files that take longest: they come first, or a process would be alone with one of them at the end."""
 
 

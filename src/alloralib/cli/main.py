@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import AlloraError, ConfigError, Interrupted, did_you_mean
-from . import evaluate, export, generate, inspect, merge, reproduce, tasks, train
+from . import evaluate, export, generate, inspect, merge, tasks, train
 from .memory import keep_freed_memory
 
 VERBS = {
@@ -21,7 +21,6 @@ VERBS = {
     "export": export,
     "inspect": inspect,
     "tasks": tasks,
-    "reproduce": reproduce,
 }
 
 

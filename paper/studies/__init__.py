@@ -1,0 +1,1 @@
+"""One file per figure, table or question. Each defines STUDY; `paper.catalogue` lists their names."""

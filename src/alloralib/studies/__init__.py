@@ -1,1 +1,0 @@
-"""The paper's figures and tables, each as a study that one command runs, judges and draws."""
