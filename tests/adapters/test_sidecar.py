@@ -155,3 +155,16 @@ def test_equal_adapters_are_equal_files(tmp_path) -> None:
         subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONHASHSEED": seed, "PATH": ""}, timeout=300)
         contents.append((tmp_path / seed / "adapter_config.json").read_bytes())
     assert contents[0] == contents[1]
+
+
+def test_any_import_of_the_package_installs_the_hooks() -> None:
+    """And the hook does what PEFT's own function does, but for its check."""
+    code = (
+        "import alloralib.adapters.targets\n"
+        "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as registry\n"
+        "from peft.tuners.lora import LoraModel\n"
+        "assert registry['LORA'].__module__ == registry['ASF-LORA'].__module__ == 'alloralib.adapters.peft_hooks'\n"
+        "assert hasattr(LoraModel._create_and_replace, '__wrapped__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
