@@ -1,4 +1,4 @@
-"""idx files and zips of images: read right, and refused with their name where they are damaged."""
+"""idx files and zips of images are read correctly, and damaged ones are refused by name."""
 
 import gzip
 import io
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from alloralib.errors import AlloraError, DataError
-from alloralib.studies.images import CIFAR10_CLASSES, StudyData, read_idx
+from paper.data import CIFAR10_CLASSES, StudyData, read_idx
 
 from ..places import data_dir
 
