@@ -1,19 +1,18 @@
-"""One run of a classifier is a function of settings, data and seed, and does what its settings say."""
+"""A classifier's run depends on its settings, the data and the seed alone, and does what the settings say."""
 
 import json
 import math
 
 import pytest
 import torch
-from alloralib.studies import classify as module
-from alloralib.studies.cells import pack, unpack
-from alloralib.studies.classify import DIVERGED, Run, classify, finite
-from alloralib.studies.images import StudyData
-from hypothesis import given
-from hypothesis import strategies as st
 
-from alloralib.adapters.methods import METHODS
+from alloralib.errors import ConfigError
+from alloralib.ops.family import METHODS
 from alloralib.ops.scale import adaptor, paper_adaptor, scale
+from paper import classify as module
+from paper.cells import unpack
+from paper.classify import DIVERGED, Run, classify, finite
+from paper.data import StudyData
 
 from ..places import data_dir
 from ..tiny import save_bert
@@ -25,7 +24,7 @@ PLAIN_SGD = {
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> dict:
-    """A run of two epochs of three steps on 20 rows of TREC; the last batch is not whole."""
+    """A run of two epochs of three steps on 20 rows of TREC; the last batch is smaller."""
     return {
         "model": save_bert(tmp_path_factory.mktemp("classify") / "bert"), "data": "trec", "train_rows": 20, "test_rows": 24,
         "r": 2, "batch_size": 8, "epochs": 2, "max_length": 16, "learning_rate": 1e-2,
@@ -50,16 +49,16 @@ def parameters(run: Run) -> dict[str, torch.Tensor]:
 
 
 def trained(settings, data) -> dict[str, torch.Tensor]:
-    """A, B and the head after a run."""
+    """A, B and the head after training."""
     run = Run(settings, data)
     run.train(lambda run: None)
     return parameters(run)
 
 
-def test_two_runs_are_one(tiny, data) -> None:
+def test_two_runs_give_the_same_result(tiny, data) -> None:
     settings = tiny | {"method": "lora", "dropout": 0.3}
     first = classify(settings, data)
-    torch.rand(7)  # the state of the global generator is no setting
+    torch.rand(7)  # the state of the global generator does not matter
     assert classify(settings, data) == first
     assert set(first) == {"accuracy", "loss", "correct", "train_loss", "row_norm"}
     assert sum(unpack(first["correct"], 24)) / 24 == pytest.approx(first["accuracy"] / 100)
@@ -68,7 +67,7 @@ def test_two_runs_are_one(tiny, data) -> None:
 
 
 def test_methods_of_a_seed_share_rows_order_and_start(tiny, data, monkeypatch) -> None:
-    """All of them; another seed shares none of it."""
+    """This holds for all methods; another seed changes all three."""
     seen: list = []
 
     def noted(run, part, chosen, plain=Run._logits):
@@ -88,7 +87,7 @@ def test_methods_of_a_seed_share_rows_order_and_start(tiny, data, monkeypatch) -
         classify(tiny | {"method": method, "seed": seed}, data, watch)
         return list(seen)
 
-    methods = [method for method in METHODS if method != "pissa"]  # which takes A and B from the weight, whatever the seed
+    methods = [method for method in METHODS if method != "pissa"]  # which takes A and B from the weight
     starts: list[dict] = []
     orders = [start_of(method, 0, starts) for method in methods]
     for method, order, start in zip(methods, orders, starts, strict=True):
@@ -142,13 +141,13 @@ def test_only_the_adapters_dropout_is_on_and_only_in_training(tiny, data, monkey
     assert max(own) > 0  # so there was something to switch off
 
 
-def test_a_look_on_the_way_changes_nothing(tiny, data) -> None:
+def test_scoring_during_training_changes_nothing(tiny, data) -> None:
     settings = tiny | {"method": "lora", "dropout": 0.3}
     assert classify(settings, data, lambda run: run.score("test") and None) == classify(settings, data)
 
 
 class Poison(dict):
-    """The parts of a run, of which one may not be read."""
+    """The parts of a run, one of which may not be read."""
 
     def __init__(self, rows, part) -> None:
         super().__init__(rows)
@@ -172,12 +171,12 @@ def test_only_the_part_that_is_scored_is_read(tiny, data, monkeypatch, scored, f
     settings = tiny | {"validation_rows": 16, "score": scored}
     found = classify(settings, data)
     assert len(found["correct"]) == {"validation": 16, "test": 24}[scored] // 4
-    with pytest.raises(AssertionError, match=f"read the {forbidden} rows"):  # the guard bites
+    with pytest.raises(AssertionError, match=f"read the {forbidden} rows"):  # the guard works
         classify(settings | {"score": forbidden}, data)
 
 
 def test_mimic_multiplies_the_rate_by_s(tiny, data) -> None:
-    """From B = 0 the first step is eta times the plain one, and every later one less than that."""
+    """From B = 0 the first step is eta times the plain one, and every later factor is smaller."""
     settings = tiny | {"method": "lora", "dropout": 0.0} | PLAIN_SGD
     rates: list[float] = []
     steps: list[dict] = []
@@ -202,7 +201,7 @@ def test_mimic_multiplies_the_rate_by_s(tiny, data) -> None:
         assert rates == pytest.approx([0.5 * before["s"] for before in steps[:-1]])
         assert rates[0] == pytest.approx(1.0)
         assert all(0 < rate < 1 for rate in rates[1:])
-        # nothing is multiplied twice: the schedule has the last word, here one that falls
+        # factors do not accumulate: here with a schedule that decays
         rates.clear()
         steps.clear()
         falling = settings | {"mimic": 2.0, "schedule": "linear", "learning_rate": 0.05}
@@ -211,7 +210,7 @@ def test_mimic_multiplies_the_rate_by_s(tiny, data) -> None:
         assert rates == pytest.approx(wanted)
 
 
-def test_rows_to_train_on_are_chosen_by_the_seed_and_held_out_ones_are_not(tiny, data) -> None:
+def test_the_seed_chooses_training_rows_but_not_held_out_rows(tiny, data) -> None:
     def rows(seed):
         run = Run(tiny | {"validation_rows": 16, "seed": seed}, data)
         return {part: [tuple(e["input_ids"]) for e in run.rows[part].examples] for part in ("train", "validation", "test")}
@@ -231,24 +230,18 @@ def test_classes_are_those_of_all_training_rows(tiny, data) -> None:
     assert int(run.rows["test"].labels.max()) > 8
 
 
-def test_what_a_run_does_not_know_is_refused(tiny, data) -> None:
-    with pytest.raises(ValueError, match="no setting 'learnin_rate'"):
+def test_unknown_settings_are_refused(tiny, data) -> None:
+    with pytest.raises(ConfigError, match="no setting 'learnin_rate'"):
         classify(tiny | {"learnin_rate": 1}, data)
-    with pytest.raises(ValueError, match="no optimiser 'lion'"):
+    with pytest.raises(ConfigError, match="no optimizer 'lion'"):
         classify(tiny | {"optimizer": "lion"}, data)
 
 
-def test_a_run_that_diverges_is_a_result(tiny, data) -> None:
+def test_a_diverged_run_is_a_result(tiny, data) -> None:
     found = classify(tiny | PLAIN_SGD | {"method": "lora", "learning_rate": 1e18}, data)
     assert found["loss"] == found["train_loss"] == found["row_norm"] == DIVERGED
     assert json.dumps(found, allow_nan=False)
     assert [finite(v) for v in (1.5, math.nan, math.inf, -math.inf)] == [1.5, DIVERGED, DIVERGED, DIVERGED]
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=200))
-def test_what_is_packed_comes_back(bits) -> None:
-    assert unpack(pack(bits), len(bits)) == bits
-    assert len(pack(bits)) == -(-len(bits) // 4)
 
 
 def constant(n: torch.Tensor, eta: float) -> torch.Tensor:
@@ -256,7 +249,7 @@ def constant(n: torch.Tensor, eta: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("apply_to", ["gradient", "update"])
-def test_another_adaptor_is_used_by_both_rules(tiny, data, apply_to) -> None:
+def test_another_adaptor_function_is_used_on_gradient_and_update(tiny, data, apply_to) -> None:
     settings = tiny | PLAIN_SGD | {"method": "allora", "apply_to": apply_to}
     lora = trained(tiny | PLAIN_SGD | {"method": "lora", "dropout": 0.0}, data)
     with adaptor(constant):
@@ -269,11 +262,11 @@ def test_another_adaptor_is_used_by_both_rules(tiny, data, apply_to) -> None:
     def apart(a):
         return max(float((a[name] - lora[name]).abs().max()) for name in lora if "lora_B" in name)
 
-    assert apart(paper) > 1e-3  # the taper is felt at these weights
+    assert apart(paper) > 1e-3  # tapering has an effect at these weights
     assert apart(twice) > 1e-3
 
 
-def test_the_papers_function_is_back_after_an_exception(tiny, data, monkeypatch) -> None:
+def test_the_papers_function_is_restored_after_an_exception(tiny, data, monkeypatch) -> None:
     n = torch.tensor([0.0, 1.0, 3.0])
 
     def fails() -> None:
@@ -287,5 +280,5 @@ def test_the_papers_function_is_back_after_an_exception(tiny, data, monkeypatch)
         fails()
     torch.testing.assert_close(scale(n, 2.0), paper_adaptor(n, 2.0), rtol=0, atol=0)
     torch.testing.assert_close(scale(n, 2.0), 1 / (n + 0.25).sqrt())
-    monkeypatch.setattr(module, "scale", lambda n, eta: n)  # and a run's own measure goes through the same name
+    monkeypatch.setattr(module, "scale", lambda n, eta: n)  # a run's mean_scale uses the same function
     assert Run(tiny, data).mean_scale(2.0) == 0

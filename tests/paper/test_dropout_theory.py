@@ -1,9 +1,10 @@
-"""Closed forms of dropout against Monte Carlo, gradients against autograd."""
+"""Closed forms of dropout against Monte Carlo, and their gradients against autograd."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from alloralib.ops.dropout_theory import (
+
+from paper.dropout_theory import (
     absolute_error_bound,
     bottleneck_gradients,
     cross_entropy_penalty,
@@ -27,7 +28,7 @@ def problem(shape, seed=0):
 
 
 def literal(E, H, B, q, count, g):
-    """Realisations as eq. (1) reads: masks of 0 and 1/q on H."""
+    """Losses as eq. (1) is written: masks of 0 and 1/q on H."""
     V = torch.bernoulli(torch.full((count, *H.shape), q, dtype=H.dtype), generator=g) / q
     return (E - (H * V) @ B).square().sum((1, 2))
 
@@ -52,7 +53,7 @@ def test_mean_and_variance_against_monte_carlo(shape, rate, kind) -> None:
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_the_fast_sampler_has_the_same_law(rate) -> None:
+def test_the_fast_sampler_has_the_same_mean_and_variance(rate) -> None:
     E, H, B = both_kinds((17, 5, 3, 4))["bottleneck"]
     losses = sampled_losses(E, H, B, 1 - rate, 20_000, torch.Generator().manual_seed(2))
     spread = loss_variance(E, H, B, 1 - rate)
@@ -61,8 +62,8 @@ def test_the_fast_sampler_has_the_same_law(rate) -> None:
     assert abs(losses.var() - spread) <= 4 * ((fourth - spread**2) / 20_000).sqrt()
 
 
-def test_every_mask_of_a_small_case() -> None:
-    """All 2^4 masks, with their probabilities: exact, no sampling."""
+def test_mean_and_variance_over_all_masks_of_a_small_case() -> None:
+    """All 2^4 masks with their probabilities, without sampling."""
     E, H, B = both_kinds((2, 3, 2, 3))["bottleneck"]
     q = 0.7
     masks = torch.tensor([[[i >> 0 & 1, i >> 1 & 1], [i >> 2 & 1, i >> 3 & 1]] for i in range(16)], dtype=torch.float64)
@@ -73,8 +74,8 @@ def test_every_mask_of_a_small_case() -> None:
     torch.testing.assert_close(loss_variance(E, H, B, q), (weights * (losses - mean) ** 2).sum())
 
 
-def test_a_wrong_moment_would_be_caught() -> None:
-    """The variance without its third-moment term misses the exact one: the test above has teeth."""
+def test_a_wrong_third_moment_would_be_caught() -> None:
+    """Without its third-moment term the variance is wrong in the case above."""
     E, H, B = both_kinds((2, 3, 2, 3))["bottleneck"]
     q = 0.7
     m3 = (1 - q) * (1 - 2 * q) / q**2
@@ -109,14 +110,14 @@ def test_at_zero_b_the_penalty_acts_on_b_alone() -> None:
     assert change[1].norm() > 100 * change[0].norm()
 
 
-def test_no_dropout_no_variance() -> None:
+def test_without_dropout_there_is_no_variance() -> None:
     E, H, B = both_kinds((11, 13, 8, 10))["bottleneck"]
     assert loss_variance(E, H, B, 1.0) == 0
     assert penalty(H, B, 1.0) == 0
 
 
 def test_the_error_of_a_mean() -> None:
-    """sqrt(2/pi) Std/sqrt(N), met by 2000 means of 200 realisations within 4 standard errors; the bound lies above."""
+    """2000 means of 200 masks agree with sqrt(2/pi) Std/sqrt(N) within 4 standard errors; the bound is larger."""
     E, H, B = both_kinds((17, 5, 3, 4))["bottleneck"]
     losses = sampled_losses(E, H, B, 0.8, 400_000, torch.Generator().manual_seed(4)).view(2000, 200)
     errors = (losses.mean(1) - expected_loss(E, H, B, 0.8)).abs()
@@ -128,7 +129,7 @@ def test_the_error_of_a_mean() -> None:
 
 @pytest.mark.parametrize("rate", [0.05, 0.2])
 def test_cross_entropy_to_second_order(rate) -> None:
-    """With logits that dropout moves little the quadratic term is what Monte Carlo finds; halving them, better."""
+    """For logits that dropout changes little, Monte Carlo finds the quadratic term, and more closely for smaller logits."""
     X, A, B, _ = problem((11, 13, 8, 10), seed=5)
     H, count = X @ A, 40_000
     labels = torch.arange(11) % 10
@@ -138,7 +139,7 @@ def test_cross_entropy_to_second_order(rate) -> None:
         logits = H @ (size * B)
         plain = F.cross_entropy(logits, labels, reduction="sum")
         noisy = ((H * V) @ (size * B)).log_softmax(-1)[:, torch.arange(11), labels].neg().sum(1)
-        # the first-order term has mean zero; taking it off leaves the curvature with less noise
+        # the first-order term has mean zero; without it the curvature is measured with less noise
         slope = (logits.softmax(-1) - F.one_hot(labels, 10)) @ (size * B).mT
         found = noisy - plain - ((V - 1) * H * slope).sum((1, 2))
         wanted = cross_entropy_penalty(H, size * B, logits, 1 - rate)

@@ -1,13 +1,7 @@
-"""The adapters of a transformer taken apart: what must be exact is, and the rates are matched."""
+"""Adapters in the first blocks of a transformer: exact identities, matched learning rates, refusals."""
 
 import pytest
 import torch
-from alloralib.studies.catalogue import load
-from alloralib.studies.frame import run_study
-from alloralib.studies.held_norm import HeldNorm
-from alloralib.studies.images import StudyData
-from alloralib.studies.mlp import batches
-from alloralib.studies.ripple_transformer import AdaptedBlocks, Rows, blocks_of, work
 from torch import nn
 from transformers import (
     BertConfig,
@@ -19,6 +13,12 @@ from transformers import (
 )
 
 from alloralib.errors import ModelError
+from paper.catalogue import load
+from paper.data import StudyData
+from paper.held_norm import HeldNorm
+from paper.mlp import batches
+from paper.ripple_transformer import AdaptedBlocks, Rows, blocks_of, work
+from paper.run import run_study
 
 from ..places import data_dir
 from ..tiny import bytes_of, save, word_pieces
@@ -82,13 +82,13 @@ def test_without_its_adapters_it_is_the_frozen_network(make, held) -> None:
 @MODELS
 @NORMS
 @pytest.mark.parametrize("depth", [1, 3])
-def test_the_first_step_moves_what_the_head_reads_as_wanted(make, held, depth) -> None:
+def test_the_first_step_changes_the_heads_input_by_the_given_share(make, held, depth) -> None:
     net = adapted(make, depth, held, moved=False)
     with torch.no_grad():
         before = net.read(net.hidden(rows(), set()), rows())
     lr = net.matched_rate(rows(), 0.02)
     with torch.no_grad():
-        torch.testing.assert_close(net.read(net.hidden(rows()), rows()), before)  # and leaves the adapters as they were
+        torch.testing.assert_close(net.read(net.hidden(rows()), rows()), before)  # the adapters are restored
     net.fit(rows(), [torch.arange(12)], lr)
     with torch.no_grad():
         moved = float((net.read(net.hidden(rows()), rows()) - before).norm() / before.norm())
@@ -96,7 +96,7 @@ def test_the_first_step_moves_what_the_head_reads_as_wanted(make, held, depth) -
 
 
 @MODELS
-def test_training_lowers_the_loss_and_leaves_the_rest_alone(make) -> None:
+def test_training_lowers_the_loss_and_changes_only_the_adapters(make) -> None:
     net = adapted(make, 2, True, moved=False)
     factors = {id(p) for p in net.factors}
     others = {name: p.detach().clone() for name, p in net.model.named_parameters() if id(p) not in factors}
@@ -129,7 +129,7 @@ def test_a_held_norm_is_affine_and_an_ordinary_one_is_not() -> None:
 
 
 class Chain(nn.Module):
-    """Orthogonal linear layers and nothing else: what Proposition 1 is about."""
+    """Orthogonal linear layers only, as in Proposition 1."""
 
     def __init__(self, layers) -> None:
         super().__init__()
@@ -158,8 +158,8 @@ def test_no_chain_of_linear_layers_grows_beyond_the_bound(depth) -> None:
     assert 0 < found["growth"] <= found["bound"]
 
 
-def test_what_is_not_there_is_said() -> None:
-    with pytest.raises(ModelError, match="3 blocks, and 4"):
+def test_models_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ModelError, match="has 3 blocks, not 4"):
         AdaptedBlocks(bert().base_model, 4, held=False, r=2, eta=2.0, seed=0)
     with pytest.raises(ModelError, match="no LayerNorm"):
         AdaptedBlocks(Chain(2), 2, held=True, r=2, eta=2.0, seed=0)
@@ -170,24 +170,36 @@ def test_what_is_not_there_is_said() -> None:
 TINY = {"depths": [2, 4], "r": 2, "train_rows": 32, "test_rows": 8, "max_length": 12, "matched_rows": 16, "steps": 2}
 
 
-@MODELS
-def test_the_paper_scale_path_with_tiny_models(make, tmp_path) -> None:
+def paper_scale(make, path) -> dict:
+    """The settings of proposition1 at paper scale with a tiny model."""
     tokenizer = word_pieces() if make is bert else bytes_of(Qwen2Tokenizer)
-    model = save(tmp_path / "model", make(len(tokenizer), layers=4), tokenizer)
-    study = load("proposition1")
-    transformer = study.settings["paper"]["transformer"] | TINY | {"model": model}
-    settings = {
+    model = save(path / "model", make(len(tokenizer), layers=4), tokenizer)
+    transformer = load("proposition1").settings["paper"]["transformer"] | TINY | {"model": model}
+    return {
         "width": 16, "rank": 2, "depths": [1, 4], "trained_depths": [2, 4], "pretrain_rows": 128, "pretrain_epochs": 1,
         "rows": 64, "seeds": 2, "steps": 3, "transformer": transformer,
     }  # fmt: skip
-    record = run_study(study, scale="paper", data_dir=data_dir(), output_dir=tmp_path / "out", settings=settings)
+
+
+def test_proposition1_runs_at_paper_scale_and_two_runs_give_the_same_record(tmp_path) -> None:
+    settings = paper_scale(bert, tmp_path)
+    for output in ("out", "again"):
+        record = run_study(
+            load("proposition1"), scale="paper", data_dir=data_dir(), output_dir=tmp_path / output, settings=settings
+        )
     kinds = [cell["key"]["kind"] for cell in record["cells"]]
     assert [kinds.count(f"transformer {kind}") for kind in ("normed", "held")] == [4, 4]
-    cell = next(c for c in record["cells"] if c["key"] == {"kind": "transformer held", "depth": 4, "seed": 1})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        again = work(cell["key"], record["settings"], StudyData(data_dir()))
-    finally:
-        torch.set_num_threads(threads)
-    assert {name: float(f"{value:.6g}") for name, value in again.items()} == cell["result"]
+    for file in ("record.json", "proposition1.png"):
+        first, again = (tmp_path / out / "proposition1" / file for out in ("out", "again"))
+        assert first.read_bytes() == again.read_bytes()
+    assert str(data_dir()) not in (tmp_path / "out" / "proposition1" / "record.json").read_text()
+
+
+@pytest.mark.parametrize("kind", ["normed", "held"])
+def test_the_transformer_may_be_a_decoder(kind, tmp_path) -> None:
+    settings = load("proposition1").settings["paper"] | paper_scale(qwen2, tmp_path)
+    key = {"kind": f"transformer {kind}", "depth": 4, "seed": 1}
+    found = work(key, settings, StudyData(data_dir()))
+    assert work(key, settings, StudyData(data_dir())) == found
+    assert found["interaction"] > 0
+    assert found["bound"] > found["growth"]

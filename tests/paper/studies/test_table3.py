@@ -1,23 +1,24 @@
-"""Table 3's path at both scales with a tiny Llama, its verdicts on planted cells, and that eta never sees a test question."""
+"""Table 3 at both scales with a tiny Llama, its verdicts on made-up cells, and eta is chosen without the test questions."""
 
 import copy
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
-from alloralib.reporting.commonsense_figures import _runs, _share, draw_table3
-from alloralib.studies import table3
-from alloralib.studies.commonsense import METHODS, Row, answer_losses, load_tasks, tune
-from alloralib.studies.frame import Cell, run_study
-from alloralib.studies.images import StudyData
-from alloralib.studies.paper_numbers import TABLE3_AVERAGES
 
 from alloralib.data.duplicates import normalized
+from paper.cells import Cell
+from paper.commonsense import METHODS, Row, answer_losses, load_tasks, tune
+from paper.data import StudyData
+from paper.printed import TABLE3_AVERAGES
+from paper.run import findings_of, run_study
+from paper.studies import table3
 
-from ..adapters.models import llama
-from ..places import data_dir
-from ..tiny import save, word_level
+from ...adapters.models import llama
+from ...places import data_dir
+from ...tiny import save, word_level
 
 STUDY = table3.STUDY
 FORMATS = {
@@ -50,10 +51,10 @@ def small(tmp_path_factory) -> dict:
     return {"data": root / "data", "settings": {"models": models, "validation_share": 0.1, "dtype": "float32", "seeds": 2}}
 
 
-def test_the_whole_path_at_paper_scale(small, tmp_path) -> None:
-    settings = small["settings"] | {"epochs": 1, "ranks": [2, 4], "eta2": [1, 4], "warmup": 2, "new_tokens": 7}
+def test_table3_runs_at_paper_scale(small, tmp_path) -> None:
+    settings = small["settings"] | {"epochs": 1, "ranks": [2], "eta2": [1, 4], "warmup": 2, "new_tokens": 7}
     record = run_study(STUDY, scale="paper", data_dir=small["data"], output_dir=tmp_path, settings=settings)
-    assert len(record["cells"]) == 2 * 2 * (2 + 2 * 2)
+    assert len(record["cells"]) == 2 * (2 + 2 * 2)
     assert record["settings"]["tasks"] == list(FORMATS)
     assert set(record["data"]) == set(FORMATS)
     for cell in record["cells"]:
@@ -64,7 +65,7 @@ def test_the_whole_path_at_paper_scale(small, tmp_path) -> None:
     assert (tmp_path / "table3" / "table3.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_two_runs_give_one_record(small, tmp_path) -> None:
+def test_two_runs_give_the_same_record(small, tmp_path) -> None:
     settings = small["settings"] | {"updates": 2, "train_rows": 6, "ranks": [2], "eta2": [2], "tasks": ["boolq", "arc_easy"]}
     for output in ("a", "b"):
         run_study(STUDY, data_dir=small["data"], output_dir=tmp_path / output, settings=settings)
@@ -76,7 +77,7 @@ def test_the_laptop_plan_is_within_its_budget() -> None:
     assert len(STUDY.plan(STUDY.settings["laptop"])) <= 48
 
 
-def test_rows_are_apart_and_the_questions_the_same_for_all_seeds() -> None:
+def test_training_rows_are_no_questions_and_all_seeds_have_the_same_questions() -> None:
     settings, data = STUDY.settings["laptop"], StudyData(data_dir())
     a, b = load_tasks(settings, data, 0), load_tasks(settings, data, 1)
     trained = {normalized(q.prompt) for rows in a.values() for q in rows.train}
@@ -95,7 +96,7 @@ def test_padding_does_not_change_a_loss() -> None:
     assert counts.tolist() == [3, 2, 1]
     for row, found in zip(rows, together, strict=True):
         logits = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
-        places = range(len(row.ids) - row.learnt, len(row.ids))
+        places = range(len(row.ids) - row.learned, len(row.ids))
         expected = -sum(logits[p - 1, row.ids[p]] for p in places)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -107,7 +108,7 @@ def test_methods_see_the_same_rows_in_the_same_order(monkeypatch) -> None:
         seen.append([row.ids for row in rows])
         return answer_losses(model, rows)
 
-    monkeypatch.setattr("alloralib.studies.commonsense.answer_losses", watched)
+    monkeypatch.setattr("paper.commonsense.answer_losses", watched)
     rows = [Row([3 + i, 4, 5, 1], 2) for i in range(10)]
     settings = {"batch": 4, "updates": 4, "epochs": 1, "schedule": "constant", "warmup": 0}
     for seed, dropout in ((0, 0.0), (0, 0.3), (1, 0.0)):
@@ -117,7 +118,20 @@ def test_methods_see_the_same_rows_in_the_same_order(monkeypatch) -> None:
     assert seen[:4] == seen[4:8] != seen[8:]
 
 
-def planted(gain: dict[str, float], seed: int = 0) -> tuple[list[Cell], dict]:
+def drawn(cells, settings, monkeypatch) -> list[list[str]]:
+    """The rows of the picture's table."""
+    from matplotlib.axes import Axes
+
+    tables = []
+    plain = Axes.table
+    with monkeypatch.context() as patch:
+        patch.setattr(table3, "save", lambda figure, path: None)
+        patch.setattr(Axes, "table", lambda ax, rows, **how: tables.append(rows) or plain(ax, rows, **how))
+        table3.draw(cells, settings, Path("unused.png"))
+    return tables[0]
+
+
+def made_up(gain: dict[str, float], seed: int = 0) -> tuple[list[Cell], dict]:
     """Cells whose methods answer a share of 200 questions per task right, the loss falling as the share rises."""
     settings = STUDY.settings["laptop"]
     rng = random.Random(seed)
@@ -135,25 +149,29 @@ def planted(gain: dict[str, float], seed: int = 0) -> tuple[list[Cell], dict]:
     return cells, settings
 
 
+def findings(cells, settings) -> dict[str, dict]:
+    return {found["claim"]: found for found in findings_of(STUDY, cells, settings)}
+
+
 def verdicts(cells, settings) -> dict[str, str]:
-    return {f.claim: f.verdict for f in STUDY.judge(cells, settings)}
+    return {claim: found["verdict"] for claim, found in findings(cells, settings).items()}
 
 
 def test_a_method_that_is_better_is_confirmed_and_an_equal_one_is_not() -> None:
-    better = verdicts(*planted({"ALLoRA": 0.2, "ALLoRA+D": 0.2}))
+    better = verdicts(*made_up({"ALLoRA": 0.2, "ALLoRA+D": 0.2}))
     for claim in ("over-dora", "d-over-dora", "no-dropout", "best-on-test", "over-lora", "loss-over-dora", "chance"):
         assert better[claim] == "confirmed", claim
-    same = verdicts(*planted({}))
+    same = verdicts(*made_up({}))
     for claim in ("over-dora", "d-over-dora", "best-on-test", "over-lora", "loss-over-dora", "loss-over-lora", "selection"):
         assert same[claim] == "not confirmed", claim
-    worse = verdicts(*planted({"ALLoRA": -0.2}))
+    worse = verdicts(*made_up({"ALLoRA": -0.2}))
     for claim in ("over-dora", "no-dropout", "loss-over-dora"):
         assert worse[claim] == "not confirmed", claim
     assert worse["d-over-dora"] == "not confirmed"
 
 
 def choices(cells, settings) -> list[int]:
-    """The eta that the verdicts take, by rank and seed."""
+    """The chosen eta, by rank and seed."""
     return [
         table3.chosen(cells, method="ALLoRA", r=r, seed=s).key["eta2"]
         for r in settings["ranks"] for s in range(settings["seeds"])
@@ -173,40 +191,39 @@ def scrambled(cells: list[Cell], best: int) -> list[Cell]:
 
 
 def blind(cells, settings) -> bool:
-    """Whether the choice of eta is the same whatever the test questions say."""
+    """Whether the choice of eta is the same for any answers to the test questions."""
     return all(choices(scrambled(cells, best), settings) == choices(cells, settings) for best in settings["eta2"])
 
 
-def test_eta_is_chosen_on_validation_and_the_guard_bites(monkeypatch) -> None:
-    cells, settings = planted({})
+def test_eta_is_chosen_on_validation_rows_and_the_guard_works(monkeypatch) -> None:
+    cells, settings = made_up({})
     assert choices(cells, settings) == [2] * 6
     assert blind(cells, settings)
-    findings = {f.claim: f for f in STUDY.judge(scrambled(cells, 4), settings)}
-    assert findings["over-dora"].low == 0  # eta2 = 2 was taken, and has nothing right
-    assert findings["best-on-test"].low == 100
-    assert findings["selection"].verdict == "confirmed"
-    record = {"settings": settings, "cells": [vars(c) for c in scrambled(cells, 4)]}
-    drawn = {choose: _runs(record, "SmolLM2-135M", 16, "ALLoRA", choose) for choose in ("validation_loss", "test")}
-    assert [{_share(right) for run in runs for right in run["correct"].values()} for runs in drawn.values()] == [{0}, {100}]
+    found = findings(scrambled(cells, 4), settings)
+    assert found["over-dora"]["low"] == 0  # eta2 = 2 was taken, and has nothing right
+    assert found["best-on-test"]["low"] == 100
+    assert found["selection"]["verdict"] == "confirmed"
+    shown = drawn(scrambled(cells, 4), settings, monkeypatch)
+    ours = [row for row in shown if row[2] == "ALLoRA"]
+    assert [(row[3], row[-1]) for row in ours] == [("0.0", "100.0")] * 2  # the picture too
     monkeypatch.setattr(table3, "by_validation", table3.by_test)  # the mutation
     assert not blind(cells, settings)
-    assert {f.claim: f for f in STUDY.judge(scrambled(cells, 4), settings)}["over-dora"].low == 100
+    assert findings(scrambled(cells, 4), settings)["over-dora"]["low"] == 100
 
 
 def test_tasks_of_different_size_count_alike() -> None:
-    weighted = table3._weighted({"a": [1] * 10, "b": [0] * 30})
+    weighted = table3.weighted({"a": [1] * 10, "b": [0] * 30})
     assert float(weighted.mean()) == pytest.approx(50)
 
 
-def test_the_papers_numbers_are_those_of_its_averages() -> None:
+def test_the_printed_gain_agrees_with_the_printed_averages() -> None:
     gaps = [row[2] - row[0] for row in TABLE3_AVERAGES.values()]
     assert pytest.approx(sum(gaps) / len(gaps), abs=0.05) == table3.OVER_DORA
     assert round(table3.OVER_DORA, 1) == 0.3
 
 
 def test_the_picture(tmp_path) -> None:
-    cells, settings = planted({"ALLoRA": 0.1})
-    record = {"settings": settings, "cells": [vars(c) for c in cells]}
-    draw_table3(record, tmp_path / "a.png")
+    cells, settings = made_up({"ALLoRA": 0.1})
+    table3.draw(cells, settings, tmp_path / "a.png")
     assert 5_000 < (tmp_path / "a.png").stat().st_size < 200_000
     assert set(METHODS) == {c.key["method"] for c in cells}

@@ -1,4 +1,4 @@
-"""idx files and zips of images: read right, and refused with their name where they are damaged."""
+"""idx files and zips of images are read correctly, and damaged ones are refused by name."""
 
 import gzip
 import io
@@ -8,10 +8,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from alloralib.studies.images import CIFAR10_CLASSES, StudyData, read_idx
 from PIL import Image
 
 from alloralib.errors import AlloraError, DataError
+from paper.data import CIFAR10_CLASSES, StudyData, read_idx
 
 from ..places import data_dir
 

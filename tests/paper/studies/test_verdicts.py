@@ -1,4 +1,4 @@
-"""What the studies of classifiers make of planted cells: no training, differences that are known by construction."""
+"""The verdicts of the classifier studies on made-up cells with known differences; nothing is trained."""
 
 import random
 from collections.abc import Callable
@@ -6,25 +6,26 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from alloralib.studies import fair, perception, table1
-from alloralib.studies.catalogue import load
-from alloralib.studies.cells import Cell, Settings
-from alloralib.studies.frame import Finding, findings_of
-from alloralib.studies.images import StudyData
-from alloralib.studies.perception import ETA2, METHODS, judged_everywhere, knobs
 
 from alloralib.comparison.statistics import compare, holm, interval
+from paper import perception
+from paper.catalogue import load
+from paper.cells import Cell, Settings
+from paper.data import StudyData
+from paper.perception import ETA2, METHODS, everywhere, knobs
+from paper.run import findings_of
+from paper.studies import fair, table1
 
 COLUMNS = {"columns": {"a": {}, "b": {}, "c": {}}, "run": {}, "seeds": 5}
 
 
 def jitter(key: dict[str, Any], arm: str) -> float:
-    """A small number of its own for each arm and seed: without any spread no test finds a difference."""
+    """A small number that depends on arm and seed: without any spread no test finds a difference."""
     return random.Random(f"{key[arm]} {key['seed']}").uniform(-0.2, 0.2)
 
 
 def table_cells(gain: Callable[[str, str, int], float], names=("table6", "table7", "norm-free")) -> list[Cell]:
-    """Cells of the perception tables; accuracies of a column and a seed are alike but for the gain of the method."""
+    """Cells of the text-classification tables; within a column and seed, accuracies differ only by the method's gain."""
     cells = []
     for name in names:
         for key in load(name).plan(COLUMNS):
@@ -34,12 +35,16 @@ def table_cells(gain: Callable[[str, str, int], float], names=("table6", "table7
     return cells
 
 
+def findings(name: str, cells: list[Cell], settings: Settings = COLUMNS) -> dict[str, dict[str, Any]]:
+    return {found["claim"]: found for found in findings_of(load(name), cells, settings)}
+
+
 def verdicts(name: str, cells: list[Cell], settings: Settings = COLUMNS) -> dict[str, str]:
-    return {f.claim: f.verdict for f in findings_of(load(name), cells, settings)}
+    return {claim: found["verdict"] for claim, found in findings(name, cells, settings).items()}
 
 
 def by_hand(cells: list[Cell], a: str, b: str, etas=ETA2, of="accuracy") -> list[float]:
-    """a - b, the mean over the table, by seed; nothing of `perception`."""
+    """a - b, the mean over the table, per seed, computed without `perception`."""
     found = {(c.key["method"], c.key["column"], c.key["eta2"], c.key["seed"]): c.result[of] for c in cells}
     found |= {("LoRA x eta", c, 1, s): v for (m, c, e, s), v in list(found.items()) if m == "LoRA" and e == 1}
     return [
@@ -54,7 +59,7 @@ def test_better_in_every_cell_is_confirmed() -> None:
     assert set(verdicts("table4", cells).values()) == {"confirmed"}
     assert set(verdicts("table7", cells).values()) == {"confirmed"}
     free = verdicts("norm-free", cells)
-    assert free.pop("without") == "inconclusive"  # that ALLoRA is better says nothing about dropout
+    assert free.pop("without") == "inconclusive"  # ALLoRA being better says nothing about dropout
     assert free.pop("cancels") == "not confirmed"  # it is ahead of LoRA without dropout at l_b by more than a point
     assert free == dict.fromkeys(("rule", "rule-everywhere", "loss"), "confirmed")
     level = table_cells(lambda method, column, eta2: -2 * eta2)  # the same at every eta
@@ -69,18 +74,18 @@ def test_worse_is_not_confirmed() -> None:
     assert verdicts("norm-free", cells)["rule-everywhere"] == "not confirmed"
 
 
-def test_one_cell_worse_beyond_chance_is_enough_against_everywhere() -> None:
+def test_one_significantly_worse_cell_refutes_everywhere() -> None:
     def gain(method, column, eta2):
         return 0 if method != "ALLoRA" else -2 if (column, eta2) == ("b", 2) else 3
 
-    found = {f.claim: f for f in findings_of(load("table6"), table_cells(gain), COLUMNS)}
-    assert found["mean"].verdict == "confirmed"
-    assert found["everywhere"].verdict == "not confirmed"
-    assert found["everywhere"].ours == "8 wins, 0 ties, 1 losses of 9; beyond chance: 8 better, 1 worse"
-    assert (found["everywhere"].low, found["everywhere"].high) == pytest.approx((-2, 3), abs=0.5)
+    found = findings("table6", table_cells(gain))
+    assert found["mean"]["verdict"] == "confirmed"
+    assert found["everywhere"]["verdict"] == "not confirmed"
+    assert found["everywhere"]["ours"] == "8 wins, 0 ties, 1 losses of 9; beyond chance: 8 better, 1 worse"
+    assert (found["everywhere"]["low"], found["everywhere"]["high"]) == pytest.approx((-2, 3), abs=0.5)
 
 
-def test_equal_methods_are_not_told_apart() -> None:
+def test_equal_methods_give_no_verdict() -> None:
     noisy = table_cells(lambda method, column, eta2: 0)
     assert verdicts("table6", noisy)["everywhere"] == "inconclusive"
     same = [Cell(c.key, c.result | {"accuracy": 70.0, "loss": 1.0}) for c in noisy]
@@ -93,50 +98,50 @@ def spread(mean: float) -> list[float]:
     return [mean + v for v in (-1, -0.5, 0, 0.5, 1)]
 
 
-def test_many_cells_are_corrected_and_the_guard_bites(monkeypatch) -> None:
+def test_many_cells_are_corrected_for_and_the_guard_works(monkeypatch) -> None:
     values = spread(1.14)
     p = compare(values, [0.0] * 5).p
-    assert 0.02 < p < 0.05 / 1.2  # alone it counts as better, as one of nine not
+    assert 0.02 < p < 0.05 / 1.2  # significant alone, but not as one of nine
     assert max(holm([p] * 9)) > 0.15
-    assert judged_everywhere("x", {"one": values}).verdict == "confirmed"
-    assert judged_everywhere("x", {"small": [v / 100 + 0.3 for v in values]}).verdict == "confirmed"
-    assert judged_everywhere("x", dict(enumerate([values] * 9))).verdict == "inconclusive"
+    assert everywhere({"one": values}).verdict == "confirmed"
+    assert everywhere({"small": [v / 100 + 0.3 for v in values]}).verdict == "confirmed"
+    assert everywhere(dict(enumerate([values] * 9))).verdict == "inconclusive"
     mixed = [*[[v + 50 for v in values]] * 8, [-v for v in values]]  # the last p is compared with .05 itself
-    assert judged_everywhere("x", dict(enumerate(mixed))).verdict == "not confirmed"
+    assert everywhere(dict(enumerate(mixed))).verdict == "not confirmed"
     losses = dict(enumerate([[v + 50 for v in values], *[[-v for v in values]] * 2]))
-    assert judged_everywhere("x", losses).verdict == "inconclusive"
+    assert everywhere(losses).verdict == "inconclusive"
     monkeypatch.setattr(perception, "holm", list)  # the mutation
-    assert judged_everywhere("x", dict(enumerate([values] * 9))).verdict == "confirmed"
-    assert judged_everywhere("x", losses).verdict == "not confirmed"
+    assert everywhere(dict(enumerate([values] * 9))).verdict == "confirmed"
+    assert everywhere(losses).verdict == "not confirmed"
 
 
-def assert_is_the_gap(found: Finding, values: list[float]) -> None:
-    assert (found.low, found.high) == pytest.approx(interval(values), rel=1e-5)
+def assert_is_the_gap(found: dict[str, Any], values: list[float]) -> None:
+    assert (found["low"], found["high"]) == pytest.approx(interval(values), rel=1e-5)
 
 
-def test_tables_of_gaps_are_the_differences_of_the_tables_beside_them() -> None:
+def test_the_tables_of_differences_are_differences_of_the_other_tables() -> None:
     names = list(METHODS)
     cells = table_cells(lambda method, column, eta2: 0.7 * names.index(method) + 0.3 * eta2 * (method == "ALLoRA"))
     ours = "ALLoRA"
-    two = {f.claim: f for f in findings_of(load("table2"), cells, COLUMNS)}
+    two = findings("table2", cells)
     for eta2 in ETA2:
         assert_is_the_gap(two[f"left-{eta2}"], by_hand(cells, ours, "LoRA", [eta2]))
     assert_is_the_gap(two["right"], by_hand(cells, ours, "ALLoRA+D"))
-    six = {f.claim: f for f in findings_of(load("table6"), cells, COLUMNS)}
+    six = findings("table6", cells)
     falls = zip(by_hand(cells, ours, "LoRA", [1]), by_hand(cells, ours, "LoRA", [4]), strict=True)
     assert_is_the_gap(six["falls"], [a - b for a, b in falls])
     assert_is_the_gap(six["loss"], by_hand(cells, ours, "LoRA", of="loss"))
-    for found in findings_of(load("table4"), cells, COLUMNS):
-        assert_is_the_gap(found, by_hand(cells, ours, found.claim))
+    for claim, found in findings("table4", cells).items():
+        assert_is_the_gap(found, by_hand(cells, ours, claim))
     assert not [c for c in cells if c.key["method"] == "LoRA x eta" and c.key["eta2"] == 1]  # it is taken from LoRA
     moved = [
         Cell(c.key, c.result | {"accuracy": c.result["accuracy"] + 9 * ((c.key["method"], c.key["eta2"]) == ("LoRA", 1))})
         for c in cells
     ]
-    four = {f.claim: f for f in findings_of(load("table4"), moved, COLUMNS)}
-    assert four["LoRA x eta"].low == pytest.approx(interval(by_hand(cells, ours, "LoRA x eta"))[0] - 3, rel=1e-5)
+    four = findings("table4", moved)
+    assert four["LoRA x eta"]["low"] == pytest.approx(interval(by_hand(cells, ours, "LoRA x eta"))[0] - 3, rel=1e-5)
     control = "LoRA without dropout"
-    free = {f.claim: f for f in findings_of(load("norm-free"), cells, COLUMNS)}
+    free = findings("norm-free", cells)
     for claim, (a, b, of) in {
         "without": (control, "LoRA", "accuracy"), "rule": (ours, control, "accuracy"), "loss": (ours, control, "loss"),
     }.items():  # fmt: skip
@@ -148,7 +153,7 @@ def test_table1(gain, said) -> None:
     settings = {"ranks": [4, 16], "seeds": 5, "run": {}}
     cells = [
         Cell(key, {"accuracy": 60 + 2 * key["seed"] + jitter(key, "method") + (key["method"] == "ALLoRA") * gain})
-        for key in table1.plan(settings)
+        for key in table1.STUDY.plan(settings)
     ]
     found = verdicts("table1", cells, settings)
     assert {found[f"{kind}-{other}"] for kind in ("mean", "every") for other in ("LoRA", "DoRA")} == {said}
@@ -169,7 +174,7 @@ FAIR: Settings = {
 
 
 def tuned(best: Callable[[str, str], float]) -> list[Cell]:
-    """Tuning cells where a task's and method's best rate is known."""
+    """Tuning cells in which the best rate of each task and method is known."""
     return [
         Cell(key, {"accuracy": 70.0 - 10 * (key["rate"] != best(key["task"], key["method"])) + key["seed"], "loss": 1.0})
         for key in fair.plan(FAIR)
@@ -183,27 +188,27 @@ def followed(cells: list[Cell], gain: Callable[[dict[str, Any]], float]) -> list
     ]
 
 
-def test_a_rate_is_chosen_on_validation_rows_and_the_guard_bites(monkeypatch) -> None:
+def test_a_rate_is_chosen_on_validation_rows_and_the_guard_works(monkeypatch) -> None:
     cells = tuned(lambda task, method: 1e-3 if task == "x" else 1e-2)
     keys = fair.follow(cells, FAIR)
     assert {(k["task"], k["rate"]) for k in keys} == {("x", 1e-3), ("y", 1e-2)}
-    assert {k["seed"] for k in keys} == {2, 3, 4, 5, 6}  # none that a rate was tuned on
+    assert {k["seed"] for k in keys} == {2, 3, 4, 5, 6}  # none of the tuning seeds
     assert {k["for"] for k in keys} == {"test"}
     assert {c.key["seed"] for c in cells} == {0, 1}
     tempting = [Cell({"task": "x", "method": "LoRA", "rate": 1e-1, "seed": 2, "for": "test"}, {"accuracy": 1e4, "loss": 0.0})]
     assert fair.chosen_rate(cells + tempting, FAIR, "x", "LoRA") == 1e-3
     tied = [Cell(c.key, {"accuracy": 50.0, "loss": abs(c.key["rate"] - 1e-2) + c.key["seed"]}) for c in cells]
     assert fair.chosen_rate(tied + tempting, FAIR, "x", "LoRA") == 1e-2
-    plain = fair.results
+    plain = fair.values
 
-    def without_part(cells, of, **wanted):
-        return plain(cells, of, **{k: v for k, v in wanted.items() if k != "for"})
+    def without_part(cells, entry, **wanted):
+        return plain(cells, entry, **{k: v for k, v in wanted.items() if k != "for"})
 
-    monkeypatch.setattr(fair, "results", without_part)  # the mutation
+    monkeypatch.setattr(fair, "values", without_part)  # the mutation
     assert fair.chosen_rate(cells + tempting, FAIR, "x", "LoRA") == 1e-1
 
 
-def test_what_is_tuned_is_scored_on_validation_rows(monkeypatch) -> None:
+def test_tuning_is_scored_on_validation_rows(monkeypatch) -> None:
     monkeypatch.setattr(fair, "classify", lambda run, data: run)
     for key in [*fair.plan(FAIR), *fair.follow(tuned(lambda task, method: 1e-3), FAIR)]:
         run = fair.work(key, FAIR, StudyData(None))
@@ -221,7 +226,7 @@ def test_fair_verdicts(gain, said) -> None:
     assert found["interior"] == "confirmed"
 
 
-def test_fair_is_corrected_and_the_guard_bites(monkeypatch) -> None:
+def test_fair_is_corrected_for_many_methods_and_the_guard_works(monkeypatch) -> None:
     tuning = tuned(lambda task, method: 1e-3)
     gaps = spread(1.14)
     cells = [
@@ -236,9 +241,9 @@ def test_fair_is_corrected_and_the_guard_bites(monkeypatch) -> None:
 def test_rates_at_an_end_are_counted() -> None:
     ends = {("x", "LoRA"): 1e-4, ("y", "LoRA"): 1e-1, ("y", "DoRA"): 1e-4}
     tuning = tuned(lambda task, method: ends.get((task, method), 1e-3))
-    found = {f.claim: f for f in findings_of(load("fair"), tuning + followed(tuning, lambda key: 0), FAIR)}
-    assert found["interior"].low == found["interior"].high == 3
-    assert found["interior"].verdict == "not confirmed"
+    found = findings("fair", tuning + followed(tuning, lambda key: 0), FAIR)
+    assert found["interior"]["low"] == found["interior"]["high"] == 3
+    assert found["interior"]["verdict"] == "not confirmed"
 
 
 def norms(key: dict[str, Any], fits: bool) -> dict[str, Any]:
@@ -285,7 +290,7 @@ def memorised(key: dict[str, Any], fits: bool) -> dict[str, Any]:
     ("name", "result"),
     [("fig5", norms), ("optimisers", optimised), ("eta", sensitive), ("adaptors", adapted), ("memorisation", memorised)],
 )
-def test_verdicts_on_planted_curves(name, result, fits) -> None:
+def test_verdicts_on_made_up_curves(name, result, fits) -> None:
     study = load(name)
     settings = study.settings["laptop"]
     cells = [Cell(key, result(key, fits)) for key in study.plan(settings)]

@@ -1,9 +1,10 @@
-"""The paper's tables against the paper's own sums, and against the audit of them."""
+"""The tables as printed against the paper's own averages and differences."""
 
 from statistics import fmean
 
 import pytest
-from alloralib.studies.paper_numbers import (
+
+from paper.printed import (
     TABLE1,
     TABLE3,
     TABLE3_AVERAGES,
