@@ -1,7 +1,7 @@
 """Two things that cost a CPU more than they need: torch's default product in float32, and memory that is given back.
 
 The products are those of SmolLM2's layers, of its adapters and of wider layers, by torch's default and by oneDNN
-(`alloralib.ops.products`), in turns. Each call takes another weight, so that none waits in a cache, as in a step. What freed
+(`alloralib.ops.matmul`), in turns. Each call takes another weight, so that none waits in a cache, as in a step. What freed
 memory costs is seen in fresh processes, in turns, which take training steps of a stack of four layers with glibc's defaults
 and with what the `allora` command tells it (`alloralib.cli.memory`).
 
@@ -37,10 +37,11 @@ def products(rounds: int) -> list[dict[str, Any]]:
     import torch
 
     from alloralib.cli.memory import keep_freed_memory
-    from alloralib.ops.products import inner, linear, onednn
+    from alloralib.ops.fast_paths import fast_paths
+    from alloralib.ops.matmul import inner, linear
 
     def by(wanted: bool, take: Callable[[], Any]) -> None:
-        with onednn(wanted):
+        with fast_paths(onednn=wanted):
             take()
 
     keep_freed_memory()

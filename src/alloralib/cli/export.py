@@ -49,8 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.converter is not None and arguments.format != "gguf":
         raise ConfigError("--converter is for --format gguf", remedy="leave it out")
     quiet()
-    from ..adapters.export import check_mergeable, export_merged, export_peft
-    from ..adapters.gguf_export import export_gguf, find_converter
+    from ..export.gguf import export_gguf, find_converter
+    from ..export.merged import export_merged
+    from ..export.peft import export_peft
+    from ..export.proof import check_mergeable
     from .runs import open_run, proof_inputs
 
     converter = find_converter(arguments.converter) if arguments.format == "gguf" else None

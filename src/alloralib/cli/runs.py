@@ -11,7 +11,6 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig
 
-from ..adapters.inspection import read_config, read_weights
 from ..data.choices import questions
 from ..data.examples import build_examples
 from ..data.forms import KINDS, LANGUAGE, Columns, Kind
@@ -20,6 +19,7 @@ from ..data.parts import load_parts
 from ..data.registry import REGISTRY
 from ..data.table import Table, read_table
 from ..errors import AlloraError, ConfigError
+from ..export.inspect import read_config, read_weights
 from ..records import RECORD_FILE, RunRecord
 from ..training.config import RunConfig
 from ..training.models import load_model, load_processor, locate

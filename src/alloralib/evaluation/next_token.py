@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..adapters.siblings import chunked_logits
-from ..ops.cross_entropy import TokenScores, cross_entropy, linear_cross_entropy
+from ..ops import fast_paths
+from ..ops.cross_entropy import cross_entropy, linear_cross_entropy
 
 IGNORED = -100
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -32,12 +32,12 @@ class NextTokens(NamedTuple):
     """Every token of a batch that has a label and one before it.
 
     Attributes:
-        scores: of those tokens, row by row.
+        loss: (N,), the cross-entropy of each of those tokens in nats, row by row.
         mask: (batch, length - 1), bool; entry [i, t] is for the token t + 1 of row i.
         output: what the model returned; its logits mean nothing.
     """
 
-    scores: TokenScores
+    loss: Tensor
     mask: Tensor
     output: Any
 
@@ -77,7 +77,7 @@ def score_next_tokens(
 def why_not_chunked(model: Any) -> str | None:
     """Why a model's logits are made by its own head all at once; None where they are made in chunks."""
     head, weight = _head(model), getattr(_head(model), "weight", None)
-    if not chunked_logits():
+    if not fast_paths.current().chunked_loss:
         return "it is turned off, or the model is being compiled"
     if type(head) is not nn.Linear:
         return f"the output layer is no plain nn.Linear, but {type(head).__name__}: adapted, quantized or sharded"
@@ -100,31 +100,29 @@ def _base(model: Any) -> Any:
 
 def _through(
     head: nn.Linear, call: Callable[..., Any], inputs: dict[str, Any], mask: Tensor, wanted: Tensor
-) -> tuple[TokenScores, Any] | None:
-    """Scores and the model's output with another head in place; None where the model has more to do with its logits."""
+) -> tuple[Tensor, Any] | None:
+    """Losses and the model's output, with a head that computes losses; None if the model changes its logits."""
     places = mask.flatten().nonzero().squeeze(1)
-    seen: list[tuple[TokenScores, Tensor]] = []
+    seen: list[Tensor] = []
 
     def forward(hidden: Tensor) -> Tensor:
         if hidden.shape[:-1] != mask.shape:
             return hidden.new_zeros(()).expand(*hidden.shape[:-1], head.out_features)
         at = places.to(hidden.device)
-        scores = linear_cross_entropy(
+        loss = linear_cross_entropy(
             hidden.flatten(0, 1).index_select(0, at), head.weight, head.bias, wanted.to(hidden.device)
         )  # fmt: skip
-        losses = scores.loss.new_zeros(mask.numel()).index_copy(0, at, scores.loss).view(*mask.shape, 1)
-        seen.append((scores, losses))
-        return losses
+        seen.append(loss.new_zeros(mask.numel()).index_copy(0, at, loss).view(*mask.shape, 1))
+        return seen[-1]
 
     head.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
     try:
         output = call(**inputs)
     finally:
         del head.forward
-    if len(seen) == 1 and _is_same(output.logits, seen[0][1]):
+    if len(seen) == 1 and _is_same(output.logits, seen[0]):
         # taken from what the model returns, because DDP and FSDP follow the gradient from a module's outputs
-        loss = output.logits.flatten().index_select(0, places.to(output.logits.device))
-        return seen[0][0]._replace(loss=loss), output
+        return output.logits.flatten().index_select(0, places.to(output.logits.device)), output
     _unsuitable[head] = "the model changes its logits behind the output layer, or does not give it all positions"
     return None
 
