@@ -101,7 +101,7 @@ def _base(model: Any) -> Any:
 def _through(
     head: nn.Linear, call: Callable[..., Any], inputs: dict[str, Any], mask: Tensor, wanted: Tensor
 ) -> tuple[Tensor, Any] | None:
-    """Losses and the model's output with another head in place; None where the model has more to do with its logits."""
+    """Losses and the model's output, with a head that computes losses; None if the model changes its logits."""
     places = mask.flatten().nonzero().squeeze(1)
     seen: list[Tensor] = []
 
@@ -109,11 +109,11 @@ def _through(
         if hidden.shape[:-1] != mask.shape:
             return hidden.new_zeros(()).expand(*hidden.shape[:-1], head.out_features)
         at = places.to(hidden.device)
-        rows = hidden.flatten(0, 1).index_select(0, at)
-        loss = linear_cross_entropy(rows, head.weight, head.bias, wanted.to(hidden.device))
-        losses = loss.new_zeros(mask.numel()).index_copy(0, at, loss).view(*mask.shape, 1)
-        seen.append(losses)
-        return losses
+        loss = linear_cross_entropy(
+            hidden.flatten(0, 1).index_select(0, at), head.weight, head.bias, wanted.to(hidden.device)
+        )  # fmt: skip
+        seen.append(loss.new_zeros(mask.numel()).index_copy(0, at, loss).view(*mask.shape, 1))
+        return seen[-1]
 
     head.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
     try:

@@ -50,10 +50,10 @@ class RunTrainer(Trainer):
         config, model = run.config, run.model
         arguments = training_arguments(config, str(run.directory.working))
         optimizer = None
-        if config.method == "lora-plus":  # two learning rates; for the others transformers makes the groups
+        if config.method == "lora-plus":
             groups = optimizer_groups(
                 model, config.method, learning_rate=config.learning_rate, weight_decay=config.weight_decay
-            )
+            )  # fmt: skip
             optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
             optimizer = optimizer_class(groups, **settings)
         callbacks = [
