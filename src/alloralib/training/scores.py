@@ -11,7 +11,7 @@ from ..data.labels import label_names, labels, majority_share
 from ..data.parts import Parts
 from ..data.registry import REGISTRY
 from ..data.table import Table
-from ..evaluation.ask import Asked, ask
+from ..evaluation.evaluate import EvaluationData, evaluate_examples
 from ..evaluation.metrics import Evaluation
 from .compiling import eagerly
 from .config import RunConfig
@@ -44,7 +44,7 @@ class Scorer:
         return self._score(self.parts.validation, "validation", "validating", full=False).metrics
 
     def _score(self, table: Table, name: str, title: str, *, full: bool) -> Evaluation:
-        asked = Asked(
+        data = EvaluationData(
             self.config.kind, table, self.config.columns, self.examples[name], self.trainer.plain_collator, self.names
         )
         total = len(table) * (2 if full and self.config.task == "multiple-choice" else 1)
@@ -52,8 +52,8 @@ class Scorer:
             total=total, desc=title, unit="row", file=sys.stderr, leave=False, disable=not self.trainer.is_world_process_zero()
         )
         with eagerly(self.config.compile), bar:
-            return ask(
-                asked, self.trainer.model, self.processor, batch_size=self.config.batch_size, choices=full, tick=bar.update
+            return evaluate_examples(
+                data, self.trainer.model, self.processor, batch_size=self.config.batch_size, choices=full, progress=bar.update
             )  # fmt: skip
 
 
