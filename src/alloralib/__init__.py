@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from .ops.held import hold_row_scales
     from .ops.scale import row_norms, scale
     from .training import RunConfig, train
+    from .training.open_run import OpenRun, open_run
 
 _WHERE = {
     "AlloraConfig": "adapters",
     "AlloraError": "errors",
     "VariantConfig": "adapters",
     "METHODS": "adapters",
+    "OpenRun": "training.open_run",
     "RunConfig": "training",
     "enable_allora": "adapters",
     "fast_paths": "adapters",
@@ -34,6 +36,7 @@ _WHERE = {
     "hold_row_scales": "ops.held",
     "load_config": "adapters",
     "make_config": "adapters",
+    "open_run": "training.open_run",
     "row_norms": "ops.scale",
     "scale": "ops.scale",
     "train": "training",
@@ -43,6 +46,7 @@ __all__ = [
     "AlloraConfig",
     "AlloraError",
     "VariantConfig",
+    "OpenRun",
     "RunConfig",
     "__version__",
     "enable_allora",
@@ -51,6 +55,7 @@ __all__ = [
     "hold_row_scales",
     "load_config",
     "make_config",
+    "open_run",
     "row_norms",
     "scale",
     "train",
