@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alloralib.errors import CheckpointError
-from alloralib.training.checkpoints import freeze, latest, path_of, read_checkpoint, steps_of, thaw, write_checkpoint
+from alloralib.training.checkpoints import from_json, path_of, read_checkpoint, read_latest, steps_of, to_json, write_checkpoint
 
 leaves = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False), st.text(),
@@ -41,12 +41,12 @@ def same(a, b) -> bool:
 @given(states)
 def test_any_state_survives(state) -> None:
     tensors: dict[str, torch.Tensor] = {}
-    assert same(thaw(json.loads(json.dumps(freeze(state, tensors, "s"))), tensors), state)
+    assert same(from_json(json.loads(json.dumps(to_json(state, tensors, "s"))), tensors), state)
 
 
 def test_what_would_need_pickle_is_refused() -> None:
     with pytest.raises(CheckpointError, match="without pickle"):
-        freeze({"f": lambda: None}, {}, "s")
+        to_json({"f": lambda: None}, {}, "s")
 
 
 def write(root, step: int) -> None:
@@ -57,11 +57,12 @@ def test_round_trip_and_rotation(tmp_path) -> None:
     for step in (2, 10, 100):
         write(tmp_path, step)
     assert steps_of(tmp_path) == [10, 100]
-    parts, state = read_checkpoint(path_of(tmp_path, 100))
-    assert state == {"step": 100}
-    assert torch.equal(parts["a"]["w"], torch.full((3,), 100.0))
-    assert latest(tmp_path) == path_of(tmp_path, 100)
-    assert latest(tmp_path / "none") is None
+    checkpoint = read_latest(tmp_path)
+    assert checkpoint is not None
+    assert (checkpoint.path, checkpoint.step) == (path_of(tmp_path, 100), 100)
+    assert checkpoint.state == {"step": 100}
+    assert torch.equal(checkpoint.tensors["a"]["w"], torch.full((3,), 100.0))
+    assert read_latest(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "state.json", "manifest.json", "x.json"])
@@ -73,13 +74,13 @@ def test_every_file_is_guarded(tmp_path, name: str) -> None:
     file.write_bytes(bytes(content))
     with pytest.raises(CheckpointError, match=r"damaged|format|update"):
         read_checkpoint(path_of(tmp_path, 1))
-    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
-        latest(tmp_path)
+    with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
+        read_latest(tmp_path)
 
 
 def test_views_and_shared_tensors_are_written_whole(tmp_path) -> None:
     w = torch.arange(6.0).view(2, 3)
     write_checkpoint(tmp_path, 1, {"a": {"row": w[0], "all": w, "columns": w.T}}, {})
-    tensors = read_checkpoint(path_of(tmp_path, 1))[0]["a"]
+    tensors = read_checkpoint(path_of(tmp_path, 1)).tensors["a"]
     assert torch.equal(tensors["row"], w[0])
     assert torch.equal(tensors["columns"], w.T)

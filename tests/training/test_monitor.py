@@ -113,9 +113,9 @@ def test_a_loss_that_is_no_number_stops_the_run(base, tmp_path, capsys) -> None:
 
 def test_rows_of_the_bad_batch_are_named(base, tmp_path, capsys, monkeypatch) -> None:  # noqa: F811
     """The row that makes the loss NaN is among those that the message names, and it is found again in the file."""
-    import alloralib.training.trainers as trainers
+    import alloralib.training.trainer as trainer
 
-    right = trainers.with_rows
+    right = trainer.with_rows
 
     def poisoned(collate):
         inner = right(collate)
@@ -132,7 +132,7 @@ def test_rows_of_the_bad_batch_are_named(base, tmp_path, capsys, monkeypatch) ->
         return collated
 
     armed: list[int] = []
-    monkeypatch.setattr(trainers, "with_rows", poisoned)
+    monkeypatch.setattr(trainer, "with_rows", poisoned)
     monkeypatch.setattr("alloralib.training.run.preflight", _armed(armed))
     assert main(with_(base, epochs=2, max_steps=None)) == 2
     message = capsys.readouterr().err

@@ -11,8 +11,12 @@ from alloralib import AlloraConfig
 from alloralib.cli.main import main
 from alloralib.errors import TrainingError
 from alloralib.training import preflight
+from alloralib.training.callbacks import StopOnSignal
 from alloralib.training.config import RunConfig
-from alloralib.training.run import dry_run
+from alloralib.training.directory import RunDirectory
+from alloralib.training.prepare import prepare
+from alloralib.training.run import dry_run, train
+from alloralib.training.trainer import RunTrainer
 
 from ..adapters.models import gradients, llama, tokens
 from ..cli.test_train import contents
@@ -26,14 +30,14 @@ def settings(tiny_llama, reviews, tmp_path) -> dict:
     }  # fmt: skip
 
 
-def test_it_marks_what_is_learnt_and_counts(settings, tmp_path) -> None:
+def test_it_marks_what_is_trained_and_counts(settings, tmp_path) -> None:
     before = contents(tmp_path)
     found = dry_run(RunConfig.of(settings))
     assert contents(tmp_path) == before
     assert found["example"].endswith("⟧")
     assert found["example"].count("⟦") == 1
-    learnt = found["example"].split("⟦")[1].rstrip("⟧").split()
-    assert learnt in (["fine", "</s>"], ["poor", "</s>"], ["fine</s>"], ["poor</s>"])
+    trained = found["example"].split("⟦")[1].rstrip("⟧").split()
+    assert trained in (["fine", "</s>"], ["poor", "</s>"], ["fine</s>"], ["poor</s>"])
     rows = found["data"]["rows"]
     assert found["data"]["trained_tokens"] == 2 * rows
     assert 0 <= found["data"]["padding_share"] < 1
@@ -44,28 +48,22 @@ def test_it_marks_what_is_learnt_and_counts(settings, tmp_path) -> None:
 
 def test_padding_is_what_the_batches_have(settings) -> None:
     """Counted again from real batches of one epoch."""
-    from alloralib.training.callbacks import Interruption
-    from alloralib.training.run import prepare
-    from alloralib.training.workspace import Workspace
-
     config = RunConfig.of(settings)
-    prepared = prepare(config, Workspace(config.output_dir), Interruption())
-    found = preflight.preflight(config, prepared.trainer, prepared.processor, 3, lambda rows: [0] * len(rows))
-    batches = list(prepared.trainer.get_train_dataloader())
+    trainer = RunTrainer(prepare(config, RunDirectory(config.output_dir), StopOnSignal()))
+    found = preflight.preflight(trainer)
+    batches = list(trainer.get_train_dataloader())
     assert found["data"]["padded_tokens"] == sum(batch["input_ids"].numel() for batch in batches)
     assert found["data"]["tokens"] == sum(int(batch["attention_mask"].sum()) for batch in batches)
     assert found["data"]["trained_tokens"] == sum(int((batch["labels"] != -100).sum()) for batch in batches)
 
 
 def test_the_run_is_the_same_without_it(settings, tmp_path, monkeypatch) -> None:
-    from alloralib.training.run import train
-
     config = RunConfig.of(settings | {"method": "allora-d"})
     train(config)
     first = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
     monkeypatch.setattr(
         "alloralib.training.run.preflight",
-        lambda config, trainer, *rest: {"data": {}, "cost": {}, "warnings": [], "adapter": {"modules": 0, "parameters": 0}},
+        lambda trainer: {"data": {}, "cost": {}, "warnings": [], "adapter": {"modules": 0, "parameters": 0}},
     )
     train(config.model_copy(update={"overwrite": True}))
     assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == first
@@ -73,7 +71,7 @@ def test_the_run_is_the_same_without_it(settings, tmp_path, monkeypatch) -> None
 
 def test_a_stop_token_that_is_cut_off_is_noticed(settings) -> None:
     found = dry_run(RunConfig.of(settings | {"prompt_column": None, "completion_column": None, "max_length": 3}))
-    assert any("stop token is never learnt" in text for text in found["warnings"])
+    assert any("stop token is never trained" in text for text in found["warnings"])
     assert any("cut at 3 tokens" in text for text in found["warnings"])
     rows = Path(settings["data"]).read_text().splitlines()[1:]
     lengths = {row.split(",")[0]: len(row.split(",")[0].split()) + 1 for row in rows}  # a word a token, and the end of text
@@ -109,7 +107,7 @@ def test_float16_on_a_cpu(settings) -> None:
 
 def test_no_trained_token() -> None:
     with pytest.raises(TrainingError, match="no token of any row is trained"):
-        preflight._check_answers({"labels": [[-100, -100], [-100]]}, None, [])
+        preflight._check_trained_tokens({"labels": [[-100, -100], [-100]]}, None, [])
 
 
 def test_labels_out_of_range() -> None:
@@ -141,13 +139,9 @@ def test_tied_weights_are_told(settings, tmp_path) -> None:
 
 @pytest.mark.parametrize("compiles", [False, True])
 def test_a_run_has_its_element_wise_parts_fused_or_compiled(settings, compiles: bool, monkeypatch) -> None:
-    from alloralib.training.callbacks import Interruption
-    from alloralib.training.run import prepare
-    from alloralib.training.workspace import Workspace
-
-    monkeypatch.setattr("alloralib.training.run.check_compiling", lambda: None)
-    monkeypatch.setattr("alloralib.training.run.compile_blocks", lambda model: [])
+    monkeypatch.setattr("alloralib.training.prepare.check_compiling", lambda: None)
+    monkeypatch.setattr("alloralib.training.prepare.compile_blocks", lambda model: [])
     config = RunConfig.of(settings | {"compile": compiles})
-    model = prepare(config, Workspace(config.output_dir), Interruption()).trainer.model
+    model = prepare(config, RunDirectory(config.output_dir), StopOnSignal()).model
     fused = sorted({type(m).__name__ for m in model.modules() if hasattr(m, "_fused_elementwise")})
     assert fused == ([] if compiles else ["LlamaAttention", "LlamaMLP", "LlamaRMSNorm"])

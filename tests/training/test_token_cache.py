@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file
-from trl import SFTTrainer
 
 from alloralib.data import tokens
 from alloralib.training.config import RunConfig
@@ -47,8 +46,7 @@ def test_a_second_run_does_not_tokenize_and_is_the_same(tiny_llama, reviews, tmp
     def refuse(*args, **kwargs):
         raise AssertionError("tokenized again")
 
-    monkeypatch.setattr(SFTTrainer, "_prepare_dataset", refuse)
-    monkeypatch.setattr("alloralib.training.run.build_examples", refuse)
+    monkeypatch.setattr("alloralib.training.prepare.build_examples", refuse)
     second = _run(tiny_llama, reviews, tmp_path / "two", **settings)
     _same(first, second)
     monkeypatch.undo()
@@ -58,7 +56,6 @@ def test_a_second_run_does_not_tokenize_and_is_the_same(tiny_llama, reviews, tmp
 
 @pytest.mark.parametrize("lost", ["train", "test"])
 def test_where_one_part_is_kept_and_another_is_not(tiny_llama, reviews, tmp_path, kept, lost):
-    """TRL concludes from the training rows what is learnt; those of an earlier run must not mislead it about the test's."""
     settings = {"task": "causal-lm", **COLUMNS["causal-lm"]}
     first = _run(tiny_llama, reviews, tmp_path / "one", **settings)
     rows = {"train": first[0].data["train"]["rows"], "test": first[0].data["test"]["rows"]}

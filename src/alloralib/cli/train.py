@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     quiet()
     from ..training.preflight import report
-    from ..training.processes import is_first
+    from ..training.processes import is_main_process
     from ..training.run import dry_run, train
 
     if arguments.dry_run:
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     record = train(
         config, resume=arguments.resume, decorate=_decorate, show=lambda c, found: print(report(c, found), file=sys.stderr)
     )
-    if not is_first():
+    if not is_main_process():
         return 0
     if arguments.json:
         print(json.dumps({"output_dir": config.output_dir, "metrics": record.metrics}))
@@ -88,18 +88,18 @@ def _unfinished(file: str | None, given: dict[str, Any]) -> RunConfig:
 
     from ..errors import ConfigError
     from ..training.config import RunConfig
-    from ..training.workspace import Workspace
+    from ..training.directory import RunDirectory
 
     said = RunConfig.read(file) | given
     if "output_dir" not in said:
         raise ConfigError("--resume needs the directory of the run", remedy="give --output-dir, or --config with its settings")
-    space = Workspace(said["output_dir"])
-    space.check_resumable()
-    if space.complete:
+    directory = RunDirectory(said["output_dir"])
+    directory.check_resumable()
+    if directory.is_complete:
         from ..records import RECORD_FILE, RunRecord
 
-        return RunConfig.of(RunRecord.read(space.working / RECORD_FILE).config)
-    began = RunConfig.of(yaml.safe_load(space.settings()), str(space.working))
+        return RunConfig.of(RunRecord.read(directory.working / RECORD_FILE).config)
+    began = RunConfig.of(yaml.safe_load(directory.settings()), str(directory.working))
     now = RunConfig.of(began.model_dump(exclude_none=True) | {k: v for k, v in said.items() if k != "overwrite"})
     for name in RunConfig.model_fields:
         if name not in ("output_dir", "overwrite") and getattr(began, name) != getattr(now, name):

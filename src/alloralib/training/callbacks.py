@@ -1,4 +1,4 @@
-"""What happens between steps: the live line, the history, when to validate and save, and a stop by signal."""
+"""Trainer callbacks: the progress bar and history, when to validate and save, and stopping by signal."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .config import DEFAULT_CHECKPOINTS, RunConfig
 from .state import RunState
 
-_KEPT = ("loss", "learning_rate", "grad_norm")
+_HISTORY = ("loss", "learning_rate", "grad_norm")
 
 
 class Progress(TrainerCallback):
-    """The live line on standard error, and the history that goes into the record.
+    """The progress bar on standard error, and the history that goes into the record.
 
     Args:
-        run: `run.history` gets, per optimizer step, step, loss, learning_rate, grad_norm and tokens (seen so far,
-            padding not counted).
-        shown: whether this process draws the line.
+        run: gets an entry in `history` per optimizer step: step, loss, learning_rate, grad_norm and tokens (so far,
+            without padding).
+        shown: whether this process draws the bar.
     """
 
     def __init__(self, run: RunState, shown: bool) -> None:
@@ -41,14 +41,14 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:  # fmt: skip
-        """One optimizer step further: loss and speed."""
+        """Record a step, and show its loss and the speed."""
         if logs is None or "loss" not in logs:
             return
         elapsed = time.perf_counter() - self._started
         tokens = state.num_input_tokens_seen
         self.run.seconds = self._before + elapsed
         entry = {"step": state.global_step, "tokens": tokens}
-        self.run.history.append(entry | {key: float(logs[key]) for key in _KEPT if key in logs})
+        self.run.history.append(entry | {key: float(logs[key]) for key in _HISTORY if key in logs})
         speed = (tokens - self._first_tokens) / max(elapsed, 1e-9)
         shown = f"loss {logs['loss']:.4f}" + (f", {speed:,.0f} tokens/s" if tokens else "")
         if self.run.validation:
@@ -57,12 +57,12 @@ class Progress(TrainerCallback):
         self._bar.update(state.global_step - self._bar.n)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar."""
         self._bar.close()
 
 
-class Cadence(TrainerCallback):
-    """When to validate, to save, and to stop early; all by the number of steps, so a resumed run does the same."""
+class ValidateAndSave(TrainerCallback):
+    """Decides after which steps to validate, to save, and to stop early. All by step number, so a resumed run does the same."""
 
     def __init__(self, config: RunConfig, run: RunState, validates: bool) -> None:
         self.config, self.run, self.validates = config, run, validates
@@ -70,43 +70,44 @@ class Cadence(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Turn shares of the run into steps."""
         tenth = max(1, state.max_steps // DEFAULT_CHECKPOINTS)
-        self._save = self.config.checkpoint_every or tenth
+        self._save_every = self.config.checkpoint_every or tenth
         self.run.rule_every = self.config.rule_every or tenth
         epoch = max(1, round(state.max_steps / state.num_train_epochs)) if state.num_train_epochs else tenth
-        self._evaluate = self.config.evaluate_every or min(epoch, state.max_steps)
+        self._validate_every = self.config.evaluate_every or min(epoch, state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Decide what comes before the next step."""
+        """Decide what is done before the next step."""
         step, last = state.global_step, state.global_step >= state.max_steps
-        control.should_evaluate = self.validates and (step % self._evaluate == 0 or last)
-        control.should_save = step % self._save == 0 or last
+        control.should_evaluate = self.validates and (step % self._validate_every == 0 or last)
+        control.should_save = step % self._save_every == 0 or last
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop where the validation loss has not fallen for `patience` looks."""
-        if self.config.patience is not None and self.run.looks_since_best >= self.config.patience:
+        """Stop if the validation loss has not improved for `patience` validations."""
+        if self.config.patience is not None and self.run.validations_since_best >= self.config.patience:
             control.should_training_stop = control.should_save = True
 
 
-class Interruption(TrainerCallback):
-    """Ctrl-C and SIGTERM: finish the step, save a checkpoint, stop. A second one stops at once.
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C and SIGTERM: finish the step, save a checkpoint, stop. A second signal stops at once.
+
+    A context manager: the signals are handled within its `with` block.
 
     Attributes:
         received: the signal's number, 0 for none.
-        trainer: told when a signal ends the run.
+        stopping: whether a signal ends the training before its last step.
     """
-
-    trainer: Any = None
 
     def __init__(self) -> None:
         self.received = 0
+        self.stopping = False
         self._training = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> StopOnSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._receive)
-            except ValueError:  # not the main thread: whoever runs us there has signals of their own
+            except ValueError:  # not the main thread: the caller handles signals
                 break
         return self
 
@@ -119,18 +120,17 @@ class Interruption(TrainerCallback):
         self.received = number
         if not self._training or not first:
             raise KeyboardInterrupt(number)
-        print("\nallora: stopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr)
+        print("\nallora: stopping after this step, with a checkpoint; again to stop at once", file=sys.stderr)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """From here on there is something to save."""
+        """From now on there is something to save."""
         self._training = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop if a signal came."""
         if self.received and state.global_step < state.max_steps:
-            self.trainer.interrupted = True
-            control.should_save = control.should_training_stop = True
+            self.stopping = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """What comes now can be done again."""
+        """From now on a resumed run repeats what a signal interrupts."""
         self._training = False

@@ -201,7 +201,7 @@ def _prepared(model: Any, call: Callable[..., Any], device: torch.device) -> str
     config = model.config.get_text_config()
     if config._attn_implementation != "sdpa":
         return f"the model's attention is {config._attn_implementation}, not sdpa"
-    if getattr(model.config, "output_router_logits", False):
+    if getattr(config, "output_router_logits", False):
         return "the router's loss is made of all places of a batch"
     if any(share for name, share in vars(config).items() if name.endswith("layerdrop")):
         return "the model leaves out blocks by chance, maybe the last"

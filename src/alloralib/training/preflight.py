@@ -1,7 +1,4 @@
-"""Before the first step: what the run will train on, what it will cost, and the mistakes that would waste it.
-
-Foreign private API used here: the Trainer's `_prepare_inputs`.
-"""
+"""Checks and measurements before the first step: the data, the cost of a step, and mistakes that would waste the run."""
 
 from __future__ import annotations
 
@@ -9,80 +6,64 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..adapters.targets import adapted_modules
+from ..data.chat import IGNORED
+from ..data.examples import build_examples
 from ..errors import TrainingError
 from . import compiling
 from .batches import BucketBatches, lengths_of
 from .config import RunConfig
-from .packing import without_padding
+from .prepare import Run
 from .state import random_state, set_random
+from .trainer import RunTrainer
 
-IGNORED = -100
 _SHOWN_TOKENS = 400
-Uncut = Callable[[list[int]], list[int]]
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
 
-def preflight(config: RunConfig, trainer: Any, processor: Any, steps: int, uncut: Uncut) -> dict[str, Any]:
-    """Look at the data and the model of a run, and measure one step of it. Neither is changed.
-
-    Args:
-        trainer: as `make_trainer` built it, before `train()`.
-        processor: tokenizer or image processor.
-        steps: optimizer steps of the run.
-        uncut: the number of tokens that training rows have before they are cut, by row number.
+def preflight(trainer: RunTrainer) -> dict[str, Any]:
+    """Check the data and the model of a run, and measure one step. Neither is changed.
 
     Returns:
-        what goes into the record and `report` prints: `example`, `data`, `adapter`, `cost`, `warnings`.
+        the findings: `example`, `data`, `adapter`, `cost` and `warnings`. `report` prints them; the record keeps them.
 
     Raises:
-        TrainingError: a check that would make the run worthless.
+        TrainingError: a mistake that would make the run worthless.
     """
-    dataset, found = trainer.train_dataset, {}
-    warnings: list[str] = []
+    run, found = trainer.run, {}
+    rows, config, warnings = run.examples["train"], run.config, list[str]()
     if config.is_language:
-        found["example"] = _marked(dataset[0], processor)
-        _check_answers(dataset, processor, warnings)
-    elif config.task == "classification":
-        found["example"] = processor.decode(dataset[0]["input_ids"]) + f"  ->  {dataset[0]['labels']}"
-    if not config.is_language:
-        _check_labels(dataset, trainer.model.config.num_labels)
-    found["data"] = _data(config, trainer)
-    full = [i for i, length in enumerate(lengths_of(dataset)) if length >= config.max_length]
-    if full:
-        lengths = uncut([dataset[i]["row"] for i in full])
-        lost = sum(max(0, length - config.max_length) for length in lengths)
-        found["data"]["truncated_rows"] = sum(length > config.max_length for length in lengths)
-        found["data"]["truncated_share"] = lost / (found["data"]["tokens"] + lost)
-    if found["data"].get("truncated_rows"):
-        warnings.append(
-            f"{found['data']['truncated_rows']:,} rows are cut at {config.max_length} tokens, which loses "
-            f"{found['data']['truncated_share']:.1%} of all tokens: --max-length"
-        )
-    _check_tied(trainer.model, warnings)
-    cost = _measure(config, trainer, steps, warnings)
-    found["adapter"] = _adapter(trainer.model)
-    return found | {"cost": cost, "warnings": warnings}
+        found["example"] = _marked(rows[0], run.processor)
+        _check_trained_tokens(rows, run.processor, warnings)
+    else:
+        if config.task == "classification":
+            found["example"] = run.processor.decode(rows[0]["input_ids"]) + f"  ->  {rows[0]['labels']}"
+        _check_labels(rows, run.model.config.num_labels)
+    found["data"] = _describe_data(run, warnings)
+    _check_tied_weights(run.model, warnings)
+    found["cost"] = _measure(trainer, warnings)
+    found["adapter"] = _describe_adapter(run.model)
+    return found | {"warnings": warnings}
 
 
 def report(config: RunConfig, found: dict[str, Any]) -> str:
-    """The findings for a person to read."""
+    """The findings of `preflight` as text."""
     data, adapter, cost = found["data"], found["adapter"], found["cost"]
     settings = config.model_dump(exclude_defaults=True, exclude={"output_dir", "overwrite"})
     lines = ["preflight", "  settings       " + ", ".join(f"{name}={value}" for name, value in settings.items())]
     if "example" in found:
         lines.append(f"  first row      {found['example']}")
         if config.is_language:
-            lines.append("                 (what stands between ⟦ and ⟧ is learnt)")
+            lines.append("                 (trained is what stands between ⟦ and ⟧)")
     if "tokens" in data:
         lines.append(
             f"  an epoch       {data['rows']:,} rows, {data['tokens']:,} tokens"
-            + (f", {data['trained_tokens']:,} of them learnt" if "trained_tokens" in data else "")
-            + f"; padding adds {data['padding_share']:.1%} at most"  # before packing
+            + (f", {data['trained_tokens']:,} of them trained" if "trained_tokens" in data else "")
+            + f"; padding adds at most {data['padding_share']:.1%}"  # before packing
         )
     else:
         lines.append(f"  an epoch       {data['rows']:,} rows")
@@ -101,7 +82,7 @@ def report(config: RunConfig, found: dict[str, Any]) -> str:
 
 
 def _marked(row: dict[str, Any], tokenizer: Any) -> str:
-    """The text of a row with its trained tokens between brackets."""
+    """The text of a row with its trained tokens in brackets."""
     ids, labels = row["input_ids"][:_SHOWN_TOKENS], row["labels"][:_SHOWN_TOKENS]
     parts, start = [], 0
     for end in range(1, len(ids) + 1):
@@ -112,34 +93,29 @@ def _marked(row: dict[str, Any], tokenizer: Any) -> str:
     return repr("".join(parts))[1:-1] + (" ..." if len(row["input_ids"]) > _SHOWN_TOKENS else "")
 
 
-def _check_answers(dataset: Any, tokenizer: Any, warnings: list[str]) -> None:
-    labels = dataset["labels"]
-    learnt = [[t for t in row if t != IGNORED] for row in labels]
-    if not any(learnt):
+def _check_trained_tokens(rows: Any, tokenizer: Any, warnings: list[str]) -> None:
+    trained = [[label for label in labels if label != IGNORED] for labels in rows["labels"]]
+    if not any(trained):
         raise TrainingError(
             "no token of any row is trained", where="preflight", remedy="check the completion column, or raise --max-length"
         )
-    stops = {tokenizer.eos_token_id, *_turn_ends(tokenizer)} - {None}
-    ends = sum(bool(stops & set(row)) for row in learnt)
+    turn_ends = {tokenizer.convert_tokens_to_ids(token) for token in _TURN_ENDS}
+    stops = {tokenizer.eos_token_id, *turn_ends} - {None, tokenizer.unk_token_id}
+    ends = sum(bool(stops & set(labels)) for labels in trained)
     if ends == 0:
         warnings.append(
-            "the stop token is never learnt: the tuned model will not know where to end "
-            "(an answer that is cut at max_length, or a chat template without an end of turn)"
+            "the stop token is never trained, so the tuned model will not know where to end "
+            "(all answers are cut at max_length, or the chat template has no end of turn)"
         )
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id and ends < len(learnt):
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id and ends < len(trained):
         warnings.append(
             f"padding and end of text are the same token {tokenizer.pad_token!r}, and "
-            f"{len(learnt) - ends:,} rows end without one"
+            f"{len(trained) - ends:,} rows end without it"
         )
 
 
-def _turn_ends(tokenizer: Any) -> set[int]:
-    named = [tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")]
-    return {i for i in named if i is not None and i != tokenizer.unk_token_id}
-
-
-def _check_labels(dataset: Any, classes: int) -> None:
-    outside = sorted({label for label in dataset["labels"] if not 0 <= label < classes})
+def _check_labels(rows: Any, classes: int) -> None:
+    outside = sorted({label for label in rows["labels"] if not 0 <= label < classes})
     if outside:
         raise TrainingError(
             f"labels {outside[:5]} are outside 0 ... {classes - 1}, the model's classes",
@@ -148,44 +124,56 @@ def _check_labels(dataset: Any, classes: int) -> None:
         )
 
 
-def _data(config: RunConfig, trainer: Any) -> dict[str, Any]:
-    dataset = trainer.train_dataset
-    if "input_ids" not in dataset.column_names:
-        return {"rows": len(dataset)}
-    lengths = lengths_of(dataset)
+def _describe_data(run: Run, warnings: list[str]) -> dict[str, Any]:
+    config, rows = run.config, run.examples["train"]
+    if "input_ids" not in rows.column_names:
+        return {"rows": len(rows)}
+    lengths = lengths_of(rows)
     batches = BucketBatches(lengths, config.batch_size, config.data_seed).global_batches()
-    padded = sum(max(lengths[row] for row in batch) * len(batch) for batch in batches)
-    tokens = sum(lengths)
-    learnt = {}
+    padded, tokens = sum(max(lengths[row] for row in batch) * len(batch) for batch in batches), sum(lengths)
+    trained = {}
     if config.is_language:
-        learnt = {"trained_tokens": sum(label != IGNORED for row in dataset["labels"] for label in row)}
-    return {
-        "rows": len(dataset),
+        trained = {"trained_tokens": sum(label != IGNORED for labels in rows["labels"] for label in labels)}
+    found = {
+        "rows": len(rows),
         "tokens": tokens,
-        **learnt,
+        **trained,
         "padded_tokens": padded,
         "padding_share": padded / tokens - 1,
         "longest": max(lengths),
         "truncated_rows": 0,
         "truncated_share": 0.0,
     }
+    full = [row for row, length in enumerate(lengths) if length >= config.max_length]
+    if full:  # tokenize these again to see which were cut
+        table = run.parts.train.take(full)
+        whole = lengths_of(build_examples(config.kind, table, config.columns, processor=run.processor, names=run.labels))
+        lost = sum(max(0, length - config.max_length) for length in whole)
+        found["truncated_rows"] = sum(length > config.max_length for length in whole)
+        found["truncated_share"] = lost / (tokens + lost)
+    if found["truncated_rows"]:
+        warnings.append(
+            f"{found['truncated_rows']:,} rows are cut at {config.max_length} tokens, which loses "
+            f"{found['truncated_share']:.1%} of all tokens: --max-length"
+        )
+    return found
 
 
-def _check_tied(model: Any, warnings: list[str]) -> None:
+def _check_tied_weights(model: Any, warnings: list[str]) -> None:
     base = model.get_base_model()
     inputs, outputs = base.get_input_embeddings(), getattr(base, "get_output_embeddings", lambda: None)()
     if inputs is None or outputs is None or not getattr(base.config, "tie_word_embeddings", False):
         return
     names = {name for name, module in base.named_modules() if module is inputs or module is outputs}
-    touched = names & set(model.base_model.targeted_module_names)
-    if touched:
+    adapted = names & set(model.base_model.targeted_module_names)
+    if adapted:
         warnings.append(
-            f"{', '.join(sorted(touched))} shares its weight with the other end of the model: the adapter changes one end "
-            "only, and merging it unties them"
+            f"{', '.join(sorted(adapted))} shares its weight between the input and the output of the model: the adapter "
+            "changes one of the two only, and merging it unties them"
         )
 
 
-def _adapter(model: Any) -> dict[str, Any]:
+def _describe_adapter(model: Any) -> dict[str, Any]:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     modules = adapted_modules(model)
     return {
@@ -196,25 +184,18 @@ def _adapter(model: Any) -> dict[str, Any]:
     }
 
 
-def _measure(config: RunConfig, trainer: Any, steps: int, warnings: list[str]) -> dict[str, Any]:
-    """Forward and backward at the longest batch and at a middling one; gradients are looked at and thrown away."""
-    dataset, model = trainer.train_dataset, trainer.model
-    has_tokens = "input_ids" in dataset.column_names
-    lengths = lengths_of(dataset)
-    by_length = sorted(range(len(dataset)), key=lambda i: lengths[i])
+def _measure(trainer: RunTrainer, warnings: list[str]) -> dict[str, Any]:
+    """Time a forward and backward pass at the longest batch and at one of median length; the gradients are discarded."""
+    run, model, config = trainer.run, trainer.run.model, trainer.run.config
+    lengths, steps = lengths_of(run.examples["train"]), trainer.planned_steps()
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
     middle = max(0, len(by_length) // 2 - config.batch_size // 2)
     batches = [by_length[-config.batch_size :], by_length[middle : middle + config.batch_size]]
-    kept, training = random_state(), model.training
-    as_trained = {"fused_lm_head": True} if config.is_language else {}  # as TRL's trainer calls it
+    kept, was_training = random_state(), model.training
 
     def timed(rows: list[int]) -> float:
-        batch = trainer.data_collator([dataset[i] for i in rows])
-        del batch["row"]
         start = time.perf_counter()
-        inputs = trainer._prepare_inputs(batch)
-        if not config.is_language:  # TRL's trainer comes to it within the model
-            inputs = without_padding(model.get_base_model(), inputs, call=model)
-        loss = model(**inputs, **as_trained).loss
+        loss = trainer.loss_of(rows)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} before the first step", where="preflight",
@@ -234,38 +215,37 @@ def _measure(config: RunConfig, trainer: Any, steps: int, warnings: list[str]) -
             compiled = compiling.measure(timed, compiling.programs(planned, lengths), batches[1])
     finally:
         model.zero_grad(set_to_none=True)
-        model.train(training)
+        model.train(was_training)
         set_random(kept)
-    # passes of the middling batch that are as much work as a step
     passes = float(config.gradient_accumulation)
-    if has_tokens:
+    if "input_ids" in run.examples["train"].column_names:  # passes of the median batch that are as much work as a step
         passes *= statistics.fmean(lengths) * config.batch_size / sum(lengths[i] for i in batches[1])
     step = passes * compiled.get("compiled_seconds", seconds[1])
     cost = {"steps": steps, "step_seconds": step, "seconds": step * steps, "peak_gib": _peak_gib()}
     if not compiled:
         return cost
     eager, taken = passes * compiled["eager_seconds"], compiled["compile_seconds"]
-    pays = compiling.break_even(taken, eager - step)
-    if pays is None or pays > steps:
-        warnings.append("compiling does not pay in this run: leave out --compile, unless you want to have tried it")
+    break_even = compiling.break_even(taken, eager - step)
+    if break_even is None or break_even > steps:
+        warnings.append("compiling does not pay in this run: leave out --compile")
     cost["seconds"] += taken
-    return cost | {"compile_seconds": taken, "eager_step_seconds": eager, "break_even_steps": pays}
+    return cost | {"compile_seconds": taken, "eager_step_seconds": eager, "break_even_steps": break_even}
 
 
 def _check_gradients(model: Any, warnings: list[str]) -> None:
-    """B starts at zero, so A's first gradient is zero by right; one of the two must not be."""
+    """Check that a gradient reaches A or B of every adapted module. (While B is zero, as at the start, A's gradient is too.)"""
     reached: dict[str, bool] = {}
     for name, p in model.named_parameters():
         if p.requires_grad and "lora_" in name:
             layer = name.split(".lora_")[0]
             reached[layer] = reached.get(layer, False) or (p.grad is not None and bool(p.grad.abs().sum() > 0))
-    idle = [layer for layer, moved in reached.items() if not moved]
-    if not reached or len(idle) == len(reached):
+    unreached = [layer for layer, moved in reached.items() if not moved]
+    if not reached or len(unreached) == len(reached):
         raise TrainingError(
             "no gradient reaches the adapter", where="preflight", remedy="check --target-modules and --gradient-checkpointing"
         )
-    if idle:  # experts that no token was sent to, or modules that the task does not use
-        warnings.append(f"no gradient reached {len(idle)} of {len(reached)} adapted modules, the first {idle[0]}")
+    if unreached:  # experts that got no token, or modules that the task does not use
+        warnings.append(f"no gradient reached {len(unreached)} of {len(reached)} adapted modules, the first {unreached[0]}")
 
 
 def _peak_gib() -> float:
@@ -276,7 +256,7 @@ def _peak_gib() -> float:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds for a person to read.
+    """Seconds as text.
 
     >>> _duration(42.3), _duration(600), _duration(9000)
     ('42 s', '10 min', '2.5 h')

@@ -1,16 +1,16 @@
-"""The state of a run, between memory and a checkpoint: weights, optimizer, schedule, random numbers, history.
+"""The state of a run and how it gets into a checkpoint and back: weights, optimizer, schedule, random numbers, history.
 
-Every process of a distributed run calls these functions; the first one writes. Sharded tensors (FSDP2) are gathered to
-full ones before they are written and cut again when they are read, so a checkpoint does not depend on the number of
-processes (but for random numbers, which each process has its own of).
+Every process of a distributed run calls these functions; the main process writes. Sharded tensors (FSDP2) are gathered
+before they are written and sharded again when they are restored, so a checkpoint does not depend on the number of
+processes, except for the random number generators, of which each process has its own.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,28 +21,27 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..errors import CheckpointError
-from .checkpoints import freeze, read_checkpoint, thaw, write_checkpoint
+from .checkpoints import Checkpoint, from_json, to_json, write_checkpoint
 
 Weights = dict[str, Tensor]
 
 
 @dataclass
 class RunState:
-    """What the run keeps beside the trainer's own state.
+    """What a run keeps beside the trainer's own state.
 
     Attributes:
-        checkpoints: the directory of all checkpoints.
-        data: sha256 by part; a run goes on only with the data that it began with.
-        rule_every: optimizer steps between looks at the rule.
+        data: sha256 of the rows of each part; a run is resumed only on the data that it started with.
+        rule_every: optimizer steps between two records of the rule.
         history: per optimizer step: step, loss, learning_rate, grad_norm, tokens.
-        validation: per look at the validation rows: step and metrics.
-        rule: per look at the rule: step, and per layer what `adapters.measure` gives.
+        validation: per validation: step and metrics.
+        rule: per record of the rule: step, and per layer its `LayerState`.
+        seconds: of training so far.
         best_step: step of the lowest validation loss.
         best: the trained weights of that step.
         finished: no step is left to do.
     """
 
-    checkpoints: Path
     data: dict[str, str]
     rule_every: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -56,52 +55,47 @@ class RunState:
     _SAVED = ("data", "history", "validation", "rule", "seconds", "best_step", "finished")
 
     def rule_due(self, step: int) -> bool:
-        """Whether the rule is looked at after this step."""
+        """Whether the rule is recorded after this step."""
         return step == 1 or (self.rule_every > 0 and step % self.rule_every == 0)
 
-    def validated(self, step: int, metrics: dict[str, float], model: Any) -> None:
-        """Note validation metrics, and keep the weights if they are the best so far."""
+    def add_validation(self, step: int, metrics: dict[str, float], model: Any) -> None:
+        """Record validation metrics, and keep the weights if the loss is the lowest so far."""
+        earlier = [entry["loss"] for entry in self.validation]
         self.validation.append({"step": step, **metrics})
-        losses = [entry["loss"] for entry in self.validation]
-        if losses[-1] <= min(losses) and losses.index(losses[-1]) == len(losses) - 1:
+        if metrics["loss"] < min(earlier, default=math.inf):
             self.best_step, self.best = step, trained_weights(model)
 
     @property
-    def looks_since_best(self) -> int:
-        """Looks at the validation rows since the best one."""
+    def validations_since_best(self) -> int:
+        """The number of validations since the one with the lowest loss."""
         steps = [entry["step"] for entry in self.validation]
         return 0 if self.best_step is None else len(steps) - 1 - steps.index(self.best_step)
 
-    def described(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it as JSON."""
+    def saved(self) -> dict[str, Any]:
+        """The part of it that a checkpoint keeps as JSON."""
         return {name: getattr(self, name) for name in self._SAVED}
 
-    def restore(self, checkpoint: Path) -> int:
-        """Take the state back from a checkpoint.
-
-        Returns:
-            the number of steps done.
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take over the state in a checkpoint.
 
         Raises:
             CheckpointError: it belongs to other data.
         """
-        parts, state = read_checkpoint(checkpoint)
-        kept = state["run"]
-        if kept["data"] != self.data:
-            changed = sorted(name for name in self.data if kept["data"].get(name) != self.data[name])
+        saved = checkpoint.state["run"]
+        if saved["data"] != self.data:
+            changed = sorted(name for name in self.data if saved["data"].get(name) != self.data[name])
             raise CheckpointError(
-                f"the {' and '.join(changed) or 'training'} rows are not those the run began with",
-                where=str(checkpoint),
+                f"the {' and '.join(changed) or 'training'} rows are not those the run started with",
+                where=str(checkpoint.path),
                 remedy="restore the data files, or start again with --overwrite",
             )
         for name in self._SAVED:
-            setattr(self, name, kept[name])
-        self.best = dict(parts.get("best", {}))
-        return int(state["step"])
+            setattr(self, name, saved[name])
+        self.best = dict(checkpoint.tensors.get("best", {}))
 
 
 def trained_weights(model: Any) -> Weights:
-    """Name and full value of every parameter that is trained, on the CPU; a copy."""
+    """Name and full value of every trained parameter: a copy, on the CPU."""
     return {name: _full(p).detach().cpu().clone() for name, p in _trained(model).items()}
 
 
@@ -119,58 +113,63 @@ def set_weights(model: Any, weights: Weights) -> None:
             trained[name].copy_(_as(value, trained[name]))
 
 
-def snapshot(trainer: Any, run: RunState) -> None:
-    """Write a checkpoint of everything that the next step depends on."""
+def save_checkpoint(trainer: Any) -> None:
+    """Write a checkpoint of everything that the next step depends on.
+
+    Args:
+        trainer: a `RunTrainer`.
+    """
+    run, step = trainer.run, trainer.state.global_step
     tensors: dict[str, Tensor] = {}
-    optimizer = freeze(_gathered(trainer.optimizer.state_dict()), tensors, "optimizer")
+    optimizer = to_json(_gathered(trainer.optimizer.state_dict()), tensors, "optimizer")
     adapter = trained_weights(trainer.model)
-    randoms = _all_random(trainer)
+    generators = _all_random_states(trainer)
     if not trainer.args.should_save:
         return
-    run.finished = run.finished or bool(trainer.control.should_training_stop and not trainer.interrupted)
-    schedule = freeze(trainer.lr_scheduler.state_dict(), tensors, "schedule")
+    stopping = trainer.control.should_training_stop and not run.signals.stopping
+    run.state.finished = run.state.finished or bool(stopping)
+    schedule = to_json(trainer.lr_scheduler.state_dict(), tensors, "schedule")
     state = {
-        "step": trainer.state.global_step,
-        "run": run.described(),
+        "step": step,
+        "run": run.state.saved(),
         "optimizer": optimizer,
         "schedule": schedule,
         "processes": trainer.args.world_size,
-        "random": [frozen for frozen, _ in randoms],
+        "random": [state for state, _ in generators],
     }
-    parts = {"adapter": adapter, "optimizer": tensors}
-    parts |= {f"rng-{rank}": kept for rank, (_, kept) in enumerate(randoms)}
-    if run.best:
-        parts["best"] = run.best
-    write_checkpoint(run.checkpoints, trainer.state.global_step, parts, state, {TRAINER_STATE_NAME: _trainer_state(trainer)})
+    groups = {"adapter": adapter, "optimizer": tensors}
+    groups |= {f"rng-{rank}": kept for rank, (_, kept) in enumerate(generators)}
+    if run.state.best:
+        groups["best"] = run.state.best
+    write_checkpoint(run.directory.checkpoints, step, groups, state, {TRAINER_STATE_NAME: _trainer_state(trainer)})
 
 
-def load_model(trainer: Any, checkpoint: Path) -> None:
-    """The trained weights of a checkpoint, into the trainer's model."""
-    set_weights(trainer.model, read_checkpoint(checkpoint)[0]["adapter"])
+def restore_weights(trainer: Any, checkpoint: Checkpoint) -> None:
+    """Load a checkpoint's trained weights into the trainer's model."""
+    set_weights(trainer.model, checkpoint.tensors["adapter"])
 
 
-def load_optimizer(trainer: Any, checkpoint: Path) -> None:
-    """Optimizer and schedule of a checkpoint, into the trainer's."""
-    parts, state = read_checkpoint(checkpoint)
-    saved = thaw(state["optimizer"], parts["optimizer"])
+def restore_optimizer(trainer: Any, checkpoint: Checkpoint) -> None:
+    """Load a checkpoint's optimizer and schedule into the trainer's."""
+    state, tensors = checkpoint.state, checkpoint.tensors["optimizer"]
+    saved = from_json(state["optimizer"], tensors)
     params = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     for index, entries in saved["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor) and value.shape == params[index].shape:
                 entries[key] = _as(value, params[index])
     trainer.optimizer.load_state_dict(saved)
-    trainer.lr_scheduler.load_state_dict(thaw(state["schedule"], parts["optimizer"]))
+    trainer.lr_scheduler.load_state_dict(from_json(state["schedule"], tensors))
 
 
-def load_random(checkpoint: Path, rank: int) -> None:
-    """The random number generators of one process, as they were."""
-    parts, state = read_checkpoint(checkpoint)
-    if rank < state["processes"]:
-        set_random(thaw(state["random"][rank], parts[f"rng-{rank}"]))
+def restore_random(checkpoint: Checkpoint, rank: int) -> None:
+    """Restore the random number generators of one process; a process that the checkpoint does not know keeps its own."""
+    if rank < checkpoint.state["processes"]:
+        set_random(from_json(checkpoint.state["random"][rank], checkpoint.tensors[f"rng-{rank}"]))
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every generator that training draws from."""
+    """The state of every random number generator that training draws from."""
     state: dict[str, Any] = {
         "python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()
     }  # fmt: skip
@@ -180,7 +179,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random(state: dict[str, Any]) -> None:
-    """Put the generators back to a state from `random_state`."""
+    """Restore a state from `random_state`."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -188,14 +187,15 @@ def set_random(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _all_random(trainer: Any) -> list[tuple[Any, dict[str, Tensor]]]:
+def _all_random_states(trainer: Any) -> list[tuple[Any, dict[str, Tensor]]]:
+    """The random states of all processes, each as JSON and its tensors."""
     kept: dict[str, Tensor] = {}
-    frozen = freeze(random_state(), kept, "random")
+    state = to_json(random_state(), kept, "random")
     if trainer.args.world_size == 1:
-        return [(frozen, kept)]
+        return [(state, kept)]
     device, size = trainer.args.device, trainer.args.world_size
-    words = torch.frombuffer(bytearray(json.dumps(frozen).encode()), dtype=torch.uint8)
-    blob = torch.frombuffer(bytearray(save(kept | {"": words})), dtype=torch.uint8).to(device)  # bytes, and no pickle
+    words = torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
+    blob = torch.frombuffer(bytearray(save(kept | {"": words})), dtype=torch.uint8).to(device)  # safetensors, no pickle
     lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(size)]
     torch.distributed.all_gather(lengths, torch.tensor([len(blob)], device=device))
     longest = max(int(length) for length in lengths)
@@ -219,7 +219,7 @@ def _full(value: Tensor) -> Tensor:
 
 
 def _as(value: Tensor, like: Tensor) -> Tensor:
-    """A full tensor in the sharding and on the device of `like`."""
+    """A full tensor, on the device of `like` and sharded as it is."""
     data = like.data if isinstance(like, torch.nn.Parameter) else like
     if isinstance(data, DTensor):
         return distribute_tensor(value.to(data.device), data.device_mesh, data.placements)

@@ -1,7 +1,7 @@
-"""Where a run lives: in `NAME.unfinished` while it goes on, and under its own name once it is complete.
+"""The directory of a run: `NAME.unfinished` while the run goes on, `NAME` once it is complete.
 
-Nothing appears under the final name before the run is complete, and a run that was there goes only then. What is in
-`NAME.unfinished` is enough to go on from, wherever the process was stopped: `run.yaml`, and `checkpoints/`.
+Nothing appears under the final name before the run is complete, and a run that it replaces is deleted only then. What is in
+`NAME.unfinished` (`run.yaml` and `checkpoints/`) is enough to resume the run, wherever its process was stopped.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ..errors import ConfigError
 from ..records import RECORD_FILE
 from .checkpoints import steps_of
 
-_A_RUN = (RECORD_FILE, "adapter_config.json")
 SETTINGS_FILE = "run.yaml"
 _LOCK_FILE = ".lock"
+_FILES_OF_A_RUN = (RECORD_FILE, "adapter_config.json")
 
 
-class Workspace:
+class RunDirectory:
     """The two directories of a run.
 
     Attributes:
@@ -38,21 +38,21 @@ class Workspace:
         self.checkpoints = self.working / "checkpoints"
 
     @property
-    def complete(self) -> bool:
-        """Whether the working directory only has to be moved into place: it was stopped at the very end."""
+    def is_complete(self) -> bool:
+        """Whether the working directory holds a complete run that only has to be moved into place."""
         return (self.working / RECORD_FILE).is_file()
 
     def check_free(self, overwrite: bool) -> None:
-        """Raise where a new run would touch another's files.
+        """Check that a new run destroys nothing.
 
         Raises:
-            ConfigError: the directory holds a run, or an unfinished one, and `overwrite` is False; or something else.
+            ConfigError: the directory holds a run, or an unfinished one, and `overwrite` is False; or other files.
         """
         where = str(self.final)
         if self.final.is_file():
             raise ConfigError("a file, not a directory", where=where, remedy="give another --output-dir")
         if self.final.is_dir() and any(self.final.iterdir()):
-            if not any((self.final / name).is_file() for name in _A_RUN):
+            if not any((self.final / name).is_file() for name in _FILES_OF_A_RUN):
                 raise ConfigError(
                     "holds files that are not a run", where=where, remedy="give another --output-dir, or empty this one"
                 )
@@ -60,22 +60,26 @@ class Workspace:
                 raise ConfigError(
                     "holds a run already", where=where, remedy="give another --output-dir, or --overwrite to replace it"
                 )
-        if self.complete and not overwrite:
+        if self.is_complete and not overwrite:
             raise ConfigError(
-                "a complete run is there that only has to be put in place", where=str(self.working),
-                remedy="--resume does that; --overwrite drops it",
+                "holds a complete run that was not moved into place yet", where=str(self.working),
+                remedy="use --resume to move it, or --overwrite to delete it",
             )  # fmt: skip
         steps = steps_of(self.checkpoints)
         if steps and not overwrite:
             raise ConfigError(
-                f"an unfinished run is there, with a checkpoint at step {steps[-1]}",
+                f"holds an unfinished run, with a checkpoint at step {steps[-1]}",
                 where=str(self.working),
-                remedy="--resume to go on with it, or --overwrite to drop it",
+                remedy="use --resume to continue it, or --overwrite to delete it",
             )
 
     def check_resumable(self) -> None:
-        """Raise where there is nothing to go on with."""
-        if (self.working / SETTINGS_FILE).is_file() or self.complete:
+        """Check that there is a run to resume.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if (self.working / SETTINGS_FILE).is_file() or self.is_complete:
             return
         if (self.final / RECORD_FILE).is_file():
             raise ConfigError("the run there is finished", where=str(self.final), remedy="leave out --resume")
@@ -91,22 +95,22 @@ class Workspace:
 
     @contextmanager
     def open(self, settings: str, *, resume: bool) -> Iterator[None]:
-        """Hold the working directory while the run goes on.
+        """Create the working directory and lock it for this process within a `with` block.
 
-        Where the block is left without `publish`, the directory stays if it holds a checkpoint, and goes if not.
+        If the block is left before `publish`, the directory is kept if it holds a checkpoint, and deleted otherwise.
 
         Args:
             settings: YAML, kept for `--resume`.
-            resume: go on with what is there.
+            resume: continue with what is there; else it is deleted first.
 
         Raises:
-            ConfigError: another process holds it, or it cannot be made.
+            ConfigError: another process has locked it, or it cannot be created.
         """
         try:
             self.working.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"cannot be made: {error.strerror}", where=str(self.working), remedy="give another --output-dir"
+                f"cannot be created: {error.strerror}", where=str(self.working), remedy="give another --output-dir"
             ) from None
         lock = _lock(self.working)
         try:
@@ -117,12 +121,12 @@ class Workspace:
                 (self.working / SETTINGS_FILE).write_text(settings, encoding="utf-8")
             yield
         finally:
-            if self.working.is_dir() and not self.complete and not steps_of(self.checkpoints):
+            if self.working.is_dir() and not self.is_complete and not steps_of(self.checkpoints):
                 shutil.rmtree(self.working, ignore_errors=True)
             lock.close()
 
     def publish(self) -> None:
-        """Put the complete run in place; stopped at any point, the next `--resume` does the rest."""
+        """Move the complete run into place. If the process is stopped at any point, the next `--resume` does the rest."""
         for name in (self.checkpoints.name, SETTINGS_FILE, _LOCK_FILE):
             path = self.working / name
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -134,11 +138,11 @@ class Workspace:
 
 
 def _lock(directory: Path) -> IO[str]:
-    """A file that this process alone holds open; the system lets go of it when the process ends, however it ends."""
+    """A locked file; the operating system releases the lock when the process ends, however it ends."""
     file = (directory / _LOCK_FILE).open("w")
     try:
         import fcntl
-    except ImportError:  # no such locks on this system
+    except ImportError:  # not a POSIX system
         return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

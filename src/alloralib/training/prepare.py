@@ -1,0 +1,217 @@
+"""`Run`: everything a training run consists of, and how it is made from a configuration."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from peft import TaskType, get_peft_model
+from tqdm import tqdm
+
+from ..adapters.elementwise import fuse_elementwise
+from ..adapters.methods import make_config
+from ..adapters.targets import check_targets
+from ..data.examples import Collate, build_examples, collator
+from ..data.labels import label_names
+from ..data.parts import Parts, load_parts
+from ..data.registry import REGISTRY
+from ..data.table import Table
+from ..data.tokens import TokenCache
+from ..errors import ConfigError
+from ..evaluation.evaluate import EvaluationData, evaluate_examples
+from ..evaluation.metrics import Evaluation
+from ..files import sha256_of_json
+from .arguments import check_optimizer
+from .callbacks import StopOnSignal
+from .checkpoints import Checkpoint, read_latest
+from .compiling import check_compiling, compile_blocks, eagerly
+from .config import DEFAULT_TEST_SHARE, RunConfig
+from .directory import RunDirectory
+from .models import load_model, load_processor, locate
+from .processes import is_main_process
+from .state import RunState
+
+_TASK_TYPES = {"classification": TaskType.SEQ_CLS, "image-classification": None}
+# PEFT finds the new head of a text classifier by the task type; of an image classifier it must be named
+_IMAGE_HEAD = {"modules_to_save": ["classifier"], "exclude_modules": ["classifier"]}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: its settings, data, model and state.
+
+    Attributes:
+        directory: where it is written.
+        signals: tells whether a signal stops it.
+        processor: the tokenizer or image processor.
+        parts: the rows as they were read.
+        labels: the classes in the order of the logits; None for language models.
+        examples: the rows of every part as the model takes them.
+        collate: makes a batch of examples.
+        model: the PEFT model.
+        base_parameters: the number of parameters without the adapter.
+        state: history, validation, best weights.
+        checkpoint: what it is resumed from; None for a new run.
+    """
+
+    config: RunConfig
+    directory: RunDirectory
+    signals: StopOnSignal
+    processor: Any
+    parts: Parts
+    labels: list[str] | None
+    examples: dict[str, datasets.Dataset]
+    collate: Collate
+    model: Any
+    base_parameters: int
+    state: RunState
+    checkpoint: Checkpoint | None
+
+    def test(self, model: Any, when: str) -> Evaluation:
+        """Metrics and answers on the test rows.
+
+        Args:
+            model: the trainer's; it may be on another device than when it was made.
+            when: for the progress bar.
+        """
+        return self._evaluate(model, self.parts.test, "test", f"evaluating {when}", choices=True)
+
+    def validate(self, model: Any) -> dict[str, float]:
+        """Metrics on the validation rows, among them `loss`."""
+        assert self.parts.validation is not None
+        return self._evaluate(model, self.parts.validation, "validation", "validating", choices=False).metrics
+
+    def _evaluate(self, model: Any, table: Table, part: str, title: str, *, choices: bool) -> Evaluation:
+        data = EvaluationData(self.config.kind, table, self.config.columns, self.examples[part], self.collate, self.labels)
+        total = len(table) * (2 if choices and self.config.kind == "multiple-choice" else 1)
+        bar = tqdm(total=total, desc=title, unit="row", file=sys.stderr, leave=False, disable=not is_main_process())
+        with eagerly(self.config.compile), bar:
+            return evaluate_examples(
+                data, model, self.processor, batch_size=self.config.batch_size, choices=choices, progress=bar.update
+            )  # fmt: skip
+
+
+def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *, resume: bool = False) -> Run:
+    """Read the rows, load the model and add the adapter.
+
+    Args:
+        resume: also read the latest checkpoint, and continue from the state in it.
+
+    Raises:
+        AlloraError: a setting, row, model or checkpoint that cannot be used, and what to do about it.
+    """
+    _check_machine(config)
+    adapter_config = _adapter_config(config)
+    path = locate(config.model)
+    processor = load_processor(path, config.kind)
+    parts = _load_parts(config)
+    tables = tables_of(parts)
+    checkpoint = read_latest(directory.checkpoints) if resume else None
+    state = RunState({name: _digest(table) for name, table in tables.items()})
+    if checkpoint is not None:
+        state.restore(checkpoint)
+    labels = None if config.is_language else class_names(config, parts)
+    examples = _tokenized(config, tables, processor, labels)
+    torch.manual_seed(config.adapter_seed)  # for the new head of a classifier
+    model = load_model(
+        path, task=config.kind, labels=labels, dtype=getattr(torch, config.dtype),
+        pad_token_id=getattr(processor, "pad_token_id", None),
+    )  # fmt: skip
+    base_parameters = sum(p.numel() for p in model.parameters())
+    check_targets(model, config.target_modules)
+    torch.manual_seed(config.adapter_seed)
+    model = get_peft_model(model, adapter_config)
+    compile_blocks(model) if config.compile else fuse_elementwise(model)
+    return Run(
+        config=config, directory=directory, signals=signals, processor=processor, parts=parts, labels=labels,
+        examples=examples, collate=collator(config.kind, processor), model=model, base_parameters=base_parameters,
+        state=state, checkpoint=checkpoint,
+    )  # fmt: skip
+
+
+def tables_of(parts: Parts) -> dict[str, Table]:
+    """The parts that exist, by name."""
+    tables = {"train": parts.train, "validation": parts.validation, "test": parts.test}
+    return {name: table for name, table in tables.items() if table is not None}
+
+
+def class_names(config: RunConfig, parts: Parts) -> list[str]:
+    """The classes in the order of the logits: as a registered set declares them, else those of the training rows.
+
+    Raises:
+        DataError: fewer than two.
+    """
+    known = REGISTRY.get(config.data)
+    if known is not None and known.labels:
+        return list(known.labels)
+    return label_names(parts.train, config.columns.label or "label")
+
+
+def _check_machine(config: RunConfig) -> None:
+    check_optimizer(config)
+    if config.compile:
+        check_compiling()
+    if config.dtype == "float16" and not torch.cuda.is_available():
+        raise ConfigError(
+            "float16 on a CPU is slow, and its gradients underflow",
+            where="--dtype", remedy="use float32, or bfloat16 to save memory",
+        )  # fmt: skip
+    for reporter in config.report_to:
+        if importlib.util.find_spec(reporter) is None:
+            raise ConfigError(f"{reporter} is not installed", where="--report-to", remedy=f"pip install {reporter}")
+
+
+def _adapter_config(config: RunConfig) -> Any:
+    return make_config(
+        config.method,
+        r=config.r,
+        eta=config.eta,
+        dropout=config.dropout,
+        apply_to=config.apply_to,
+        target_modules=config.target_modules,
+        task_type=_TASK_TYPES.get(config.kind, TaskType.CAUSAL_LM),
+        **(_IMAGE_HEAD if config.kind == "image-classification" else {}),
+    )
+
+
+def _load_parts(config: RunConfig) -> Parts:
+    parts = load_parts(
+        config.kind, config.columns, data=config.data, data_dir=config.data_dir,
+        validation_data=config.validation_data, validation_share=config.validation_share,
+        test_data=config.test_data, test_share=config.test_share, default_test_share=DEFAULT_TEST_SHARE,
+        train_rows=config.train_rows, validation_rows=config.validation_rows, test_rows=config.test_rows,
+        data_seed=config.data_seed, evaluation_seed=config.evaluation_seed,
+    )  # fmt: skip
+    if parts.validation is None and (config.patience or config.evaluate_every or config.validation_rows):
+        raise ConfigError(
+            "patience, evaluate_every and validation_rows need validation rows, and there are none",
+            where=config.data, remedy="give --validation-share or --validation-data",
+        )  # fmt: skip
+    return parts
+
+
+def _tokenized(
+    config: RunConfig, tables: dict[str, Table], processor: Any, labels: list[str] | None
+) -> dict[str, datasets.Dataset]:
+    """The examples of every part, from the cache where they are there."""
+    cache = TokenCache(config.kind, config.columns, processor, names=labels, max_length=config.max_length)
+    examples: dict[str, datasets.Dataset] = {}
+    for part, table in tables.items():
+        cached = cache.read(table)
+        if cached is None:
+            cached = build_examples(
+                config.kind, table, config.columns, processor=processor, names=labels, max_length=config.max_length
+            )
+            cache.write(table, cached)
+        examples[part] = cached
+    return examples
+
+
+def _digest(table: Table) -> str:
+    """Of the rows that are used, so that a changed file, share or seed is noticed."""
+    return sha256_of_json([table.sha256, table.lines, table.rows, len(table)])
