@@ -31,8 +31,6 @@ TITLES = {
     "allora": "**alloralib, ALLoRA**",
     "allora-chunked": "alloralib, loss in chunks",
     "allora-train": "alloralib, as `allora train`",
-    "allora-ungrouped": "alloralib, siblings apart",
-    "allora-in-turn": "alloralib, norms layer by layer",
     "allora-unfused": "alloralib, no fused node",
     "allora-default": "alloralib, torch's products",
     "peft-lora": "PEFT LoRA, dropout 0",
@@ -47,8 +45,6 @@ CHUNKED = ("allora-chunked", "allora-train")
 """Arms whose loss is made as `allora train` makes it; they need labels of tokens."""
 PEERS = {"loralib": "loralib", "litgpt": "litgpt.lora"}
 PATHS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "allora-ungrouped": lambda: fast_paths(grouped=False),
-    "allora-in-turn": lambda: fast_paths(ahead=False),
     "allora-unfused": lambda: fast_paths(fused=False),
     "allora-default": lambda: fast_paths(onednn=False),
 }
@@ -77,7 +73,7 @@ class Arm:
         with self.paths():
             if self.chunked:
                 inputs = {key: value for key, value in self.batch.items() if key != "labels"}
-                return score_next_tokens(self.model, inputs, self.batch["labels"]).scores.loss.mean()
+                return score_next_tokens(self.model, inputs, self.batch["labels"]).loss.mean()
             output = self.model(**self.batch)
             return output.loss if "labels" in self.batch else _projected(output.last_hidden_state)
 

@@ -1,7 +1,7 @@
 """Two things that cost a CPU more than they need: torch's default product in float32, and memory that is given back.
 
 The products are those of SmolLM2's layers, of its adapters and of wider layers, by torch's default and by oneDNN
-(`alloralib.ops.products`), in turns. Each call takes another weight, so that none waits in a cache, as in a step. What freed
+(`alloralib.ops.matmul`), in turns. Each call takes another weight, so that none waits in a cache, as in a step. What freed
 memory costs is seen in fresh processes, in turns, which take training steps of a stack of four layers with glibc's defaults
 and with what the `allora` command tells it (`alloralib.training.memory`).
 
@@ -36,11 +36,12 @@ def products(rounds: int) -> list[dict[str, Any]]:
     """Seconds of Y = X W^T, of G W and, where W is narrow, of the sum over the tokens G^T X, for every shape, each way."""
     import torch
 
-    from alloralib.ops.products import inner, linear, onednn
+    from alloralib.ops.fast_paths import fast_paths
+    from alloralib.ops.matmul import inner, linear
     from alloralib.training.memory import keep_freed_memory
 
     def by(wanted: bool, take: Callable[[], Any]) -> None:
-        with onednn(wanted):
+        with fast_paths(onednn=wanted):
             take()
 
     keep_freed_memory()

@@ -233,8 +233,7 @@ def _profile(record: Record, kind: str) -> str:
         f"{_sentence(record['what'])}, by torch's profiler, whose own cost is in it; medians over {record['rounds']} steps. "
         "GFLOP/s is the rate of ALLoRA's products: what is far below the frozen layers' rate keeps the step from its floor. "
         "The fused node's Python is an operation to the profiler, and carries the profiler's cost of what is within; PEFT's "
-        "Python is none, and is not seen. Where several passes add up to a step the norms are taken in the first of them "
-        "(`alloralib.hold_row_scales`; `allora train` does)."
+        "Python is none, and is not seen."
     )
     if record.get("freed_memory") != "kept":
         about += OLDER_PROFILE

@@ -66,14 +66,15 @@ def rule(model: Any) -> Callable[[], None]:
     import torch
 
     from alloralib.adapters.layers import Linear
-    from alloralib.ops.scale import row_scales
+    from alloralib.ops.scale import row_scale
 
     pairs = [m.adapter_parameters("default") for m in model.modules() if isinstance(m, Linear)]
     grads = {B.shape: torch.zeros_like(B) for _, B in pairs}  # one for all of a shape: fresh from a product, it is in the cache
 
     @torch.no_grad()
     def run() -> None:
-        for (_, B), s in zip(pairs, row_scales(pairs, 2.0), strict=True):
+        for A, B in pairs:
+            s = row_scale(A, B, 2.0)
             _ = s * B  # what A's gradient is made with
             grads[B.shape].mul_(s)  # the gradient of B
 

@@ -155,16 +155,16 @@ def test_steps_take_turns() -> None:
 
 def test_unfused_runs_unfused() -> None:
     """The arm's switch holds in its passes and nowhere else."""
-    from alloralib.adapters import siblings
+    from alloralib.ops.fast_paths import current
 
     arm = arms.build("allora-unfused", *llama(), R)
     seen: list[bool] = []
-    arm.model.register_forward_pre_hook(lambda *_: seen.append(siblings.fused()))
+    arm.model.register_forward_pre_hook(lambda *_: seen.append(current().fused))
     arm.step()
     assert seen == [False]
-    assert siblings.fused()
+    assert current().fused
     with fast_paths(fused=False):
-        assert not siblings.fused()
+        assert not current().fused
 
 
 def test_the_page_and_the_readme_are_the_records() -> None:

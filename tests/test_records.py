@@ -149,7 +149,7 @@ def test_the_test_above_can_fail() -> None:
 
 
 def test_alloralib_registers_with_a_peft_that_is_there_already() -> None:
-    assert "alloralib.adapters.files" in imported("import peft\nimport alloralib")
+    assert "alloralib.adapters.peft_hooks" in imported("import peft\nimport alloralib")
 
 
 def test_the_public_names_exist() -> None:

@@ -12,13 +12,14 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from .adapters import METHODS, AlloraConfig, VariantConfig, enable_allora, fast_paths, load_config, make_config
+    from .adapters import AlloraConfig, VariantConfig, enable_allora, load_config, make_config, optimizer_groups
     from .adapters.elementwise import fuse_elementwise
     from .errors import AlloraError
-    from .ops.held import hold_row_scales
+    from .ops.family import METHODS
+    from .ops.fast_paths import fast_paths
     from .ops.scale import row_norms, scale
     from .training import RunConfig, train
     from .training.open_run import OpenRun, open_run
@@ -27,16 +28,16 @@ _WHERE = {
     "AlloraConfig": "adapters",
     "AlloraError": "errors",
     "VariantConfig": "adapters",
-    "METHODS": "adapters",
+    "METHODS": "ops.family",
     "OpenRun": "training.open_run",
     "RunConfig": "training",
     "enable_allora": "adapters",
-    "fast_paths": "adapters",
+    "fast_paths": "ops.fast_paths",
     "fuse_elementwise": "adapters.elementwise",
-    "hold_row_scales": "ops.held",
     "load_config": "adapters",
     "make_config": "adapters",
     "open_run": "training.open_run",
+    "optimizer_groups": "adapters",
     "row_norms": "ops.scale",
     "scale": "ops.scale",
     "train": "training",
@@ -52,10 +53,10 @@ __all__ = [
     "enable_allora",
     "fast_paths",
     "fuse_elementwise",
-    "hold_row_scales",
     "load_config",
     "make_config",
     "open_run",
+    "optimizer_groups",
     "row_norms",
     "scale",
     "train",
@@ -72,7 +73,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# With PEFT already loaded, tell it at once how to go on training a saved ALLoRA adapter; else the first use of a name
-# from `alloralib.adapters` does.
+# If PEFT is already loaded, install our hooks in it now (adapters/peft_hooks.py), so that it recognizes saved ALLoRA adapters.
+# Otherwise the first use of a name from `alloralib.adapters` does.
 if "peft" in sys.modules:
     importlib.import_module("alloralib.adapters")

@@ -1,6 +1,6 @@
 """What every file of a run needs: its SHA-256, a write that is whole or absent, numbers that JSON can hold.
 
-Imports the standard library only.
+Imports the standard library and the project's errors only.
 """
 
 from __future__ import annotations
@@ -9,8 +9,14 @@ import hashlib
 import json
 import math
 import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .errors import ConfigError
 
 
 def sha256(path: Path) -> str:
@@ -45,6 +51,27 @@ def write_text(path: Path, text: str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(final: Path) -> Generator[Path]:
+    """A path to write a file or directory to, which moves to `final` at the end of a `with` block that raises nothing.
+
+    Raises:
+        ConfigError: `final` already exists, or cannot be written.
+    """
+    if final.is_file() or (final.is_dir() and any(final.iterdir())):
+        raise ConfigError("already exists", where=str(final), remedy="give another name, or remove it first")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", where=str(final), remedy="give another place") from None
+    try:
+        yield scratch / final.name
+        (scratch / final.name).rename(final)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -22,7 +22,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from alloralib.adapters.attach import AlloraLayer
+from alloralib.adapters.layers import AlloraLayer
 from alloralib.ops import reference
 
 

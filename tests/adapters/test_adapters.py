@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 import alloralib
 from alloralib import AlloraConfig, make_config
-from alloralib.adapters.attach import AlloraLayer, Linear
+from alloralib.adapters.layers import AlloraLayer, Linear
 from alloralib.adapters.variants import AlloraVariant
 from alloralib.errors import LayerError, MergeError
 from alloralib.ops import reference

@@ -92,7 +92,7 @@ def test_dataclasses_replace_works() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_by_name(method: str) -> None:
     config = make_config(method, r=4, target_modules=["q"], rank_pattern={"q": 2})
-    dropout = 0.05 if "dropout" in METHODS[method].knobs else 0.0
+    dropout = 0.05 if "dropout" in METHODS[method].settings else 0.0
     assert config.lora_dropout == dropout
     assert config.use_dora is (method == "dora")
     assert config.use_rslora is (method == "rslora")
@@ -105,7 +105,7 @@ def test_every_method_by_name(method: str) -> None:
 @pytest.mark.parametrize("knob", ["eta", "dropout", "apply_to"])
 def test_a_knob_exists_only_where_it_means_something(method: str, knob: str) -> None:
     value = {"eta": 1.5, "dropout": 0.2, "apply_to": "update"}[knob]
-    if knob in METHODS[method].knobs:
+    if knob in METHODS[method].settings:
         config = make_config(method, **{knob: value})
         if knob == "dropout":
             assert config.lora_dropout == value

@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from alloralib import AlloraConfig, VariantConfig, load_config, make_config
-from alloralib.adapters.attach import Linear
-from alloralib.adapters.files import SIDECAR
+from alloralib.adapters.layers import Linear
+from alloralib.adapters.sidecar import SIDECAR
 from alloralib.errors import ConfigError
 
 from .models import assert_rule, gradients, llama, lora_twin, randomise, tokens
@@ -92,7 +92,7 @@ def test_loading_restores_the_method(tmp_path, method: str, trainable: bool) -> 
     assert type(config) is (AlloraConfig if method == "allora" else VariantConfig)
     assert (config.eta, config.r, config.rank_pattern) == (1.25, 4, {"q_proj": 2})
     assert getattr(config, "method", "allora") == method
-    assert all(m.lora_variant["default"].eta == 1.25 for m in again.modules() if isinstance(m, Linear))
+    assert all(m.lora_variant["default"].rule.eta == 1.25 for m in again.modules() if isinstance(m, Linear))
     torch.testing.assert_close(again(**LM).logits, model(**LM).logits)
     if trainable:
         first, second = gradients(model, LM), gradients(again, LM)
@@ -114,7 +114,9 @@ def test_load_adapter_onto_a_model_with_allora(tmp_path) -> None:
     model = get_peft_model(llama(), AlloraConfig(r=2, target_modules=["q_proj"]))
     model.load_adapter(path, "saved", is_trainable=True)
     assert type(model.peft_config["saved"]) is AlloraConfig
-    assert {m.lora_variant["saved"].eta for m in model.modules() if isinstance(m, Linear) and "saved" in m.lora_A} == {1.25}
+    assert {m.lora_variant["saved"].rule.eta for m in model.modules() if isinstance(m, Linear) and "saved" in m.lora_A} == {
+        1.25
+    }
 
 
 def test_a_stock_adapter_stays_stock(tmp_path) -> None:
@@ -127,10 +129,10 @@ def test_a_stock_adapter_stays_stock(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        ("{", "not an alloralib sidecar"),
-        ("[]", "not an alloralib sidecar"),
+        ("{", "not an alloralib configuration"),
+        ("[]", "not an alloralib configuration"),
         ('{"format": 99}', "update alloralib"),
-        ('{"format": 1}', "not an alloralib sidecar"),
+        ('{"format": 1}', "not an alloralib configuration"),
         ('{"format": 1, "method": "alora", "eta": 2, "apply_to": "gradient"}', "did you mean"),
         ('{"format": 1, "method": "allora", "eta": -2, "apply_to": "gradient"}', "eta must be"),
     ],

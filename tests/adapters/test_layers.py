@@ -9,7 +9,7 @@ from torch import nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from alloralib import AlloraConfig, make_config
-from alloralib.adapters import attach
+from alloralib.adapters.layers import Linear
 from alloralib.errors import LayerError
 
 from .models import Convs, assert_rule, bert, gpt2, gradients, llama, lora_twin, mixtral, randomise, tokens
@@ -57,11 +57,11 @@ def test_the_unfused_path_gives_the_same(kind: str) -> None:
     calls = []
     if kind == "module hook":
         for module in model.modules():
-            if isinstance(module, attach.Linear):
+            if isinstance(module, Linear):
                 module.base_layer.register_forward_hook(lambda *a: calls.append(1))
     elif kind == "dropout":
         for module in model.modules():
-            if isinstance(module, attach.Linear):
+            if isinstance(module, Linear):
                 module.lora_dropout["default"] = Counting(calls)
     else:
         model.add_adapter("other", AlloraConfig(r=2, target_modules="all-linear"))  # B = 0: adds nothing

@@ -12,7 +12,7 @@ LM = {"input_ids": tokens(4, 9), "labels": tokens(4, 9)}
 
 
 def build(base=llama, targets="all-linear", method="allora", **settings):
-    knobs = {"eta": 1.7} if "eta" in METHODS[method].knobs else {}
+    knobs = {"eta": 1.7} if "eta" in METHODS[method].settings else {}
     model = get_peft_model(base(), make_config(method, r=3, target_modules=targets, **knobs, **settings)).eval()
     randomise(model)
     return model

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from torch import nn
 
 from alloralib import AlloraConfig, enable_allora, make_config
-from alloralib.adapters.attach import AlloraLayer
+from alloralib.adapters.layers import AlloraLayer
 from alloralib.errors import LayerError, MergeError
 from alloralib.ops import reference
 

@@ -8,7 +8,7 @@ from peft import get_peft_model
 from torch import nn
 
 from alloralib import AlloraConfig
-from alloralib.adapters.attach import AlloraLayer
+from alloralib.adapters.layers import AlloraLayer
 from alloralib.errors import ConfigError
 from alloralib.ops import reference
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from alloralib import make_config
-from alloralib.adapters.inspection import inspect_adapter
 from alloralib.cli.main import VERBS, build_parser, main
+from alloralib.export.inspect import inspect_adapter
 from alloralib.ops.scale import row_norms, scale
 from alloralib.records import RunRecord
 from alloralib.training.config import RunConfig
@@ -265,7 +265,7 @@ def test_merge(writer, tmp_path, capsys, tiny_llama) -> None:
     batch = AutoTokenizer.from_pretrained(tmp_path / "merged")("good film and bad music", return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(merged(**batch).logits, adapted(**batch).logits, rtol=1e-4, atol=1e-4)
-    refused(["merge", writer, "--output-dir", str(tmp_path / "merged")], tmp_path, capsys, "is there already")
+    refused(["merge", writer, "--output-dir", str(tmp_path / "merged")], tmp_path, capsys, "already exists")
 
 
 def test_export(classifier, tmp_path, capsys, reviews) -> None:
@@ -373,7 +373,7 @@ def damage(run, kind: str) -> None:
         ("header", "damaged"),
         ("pickle", r"no adapter_model\.safetensors[\s\S]*pickle"),
         ("no weights", r"no adapter_model\.safetensors"),
-        ("one factor", "one factor only"),
+        ("one factor", "only one of its two factors"),
     ],
 )
 def test_a_damaged_adapter_is_named(writer, tmp_path, capsys, kind: str, match: str) -> None:

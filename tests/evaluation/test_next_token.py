@@ -84,8 +84,8 @@ def test_the_loss_is_the_models_own(name: str) -> None:
             found = score_next_tokens(adapted, inputs, labels)
             assert (why_not_chunked(adapted) is None) == (name not in CHANGES_LOGITS)
             expected = own_loss(adapted, inputs, labels)
-            torch.testing.assert_close(found.scores.loss.sum(), expected, rtol=1e-5, atol=1e-5)
-            grads = torch.autograd.grad(found.scores.loss.sum(), trained, allow_unused=True)
+            torch.testing.assert_close(found.loss.sum(), expected, rtol=1e-5, atol=1e-5)
+            grads = torch.autograd.grad(found.loss.sum(), trained, allow_unused=True)
             natural = torch.autograd.grad(expected, trained, allow_unused=True)
             for got, right in zip(grads, natural, strict=True):
                 if right is not None:
@@ -144,10 +144,10 @@ def test_a_head_that_is_more_than_its_weight_is_left_alone(name: str) -> None:
     model = make().eval()
     assert why in why_not_chunked(model)
     inputs, labels = batch(masked=True)
-    scores = score_next_tokens(model, inputs, labels).scores
-    torch.testing.assert_close(scores.loss.sum(), own_loss(model, inputs, labels))
+    loss = score_next_tokens(model, inputs, labels).loss
+    torch.testing.assert_close(loss.sum(), own_loss(model, inputs, labels))
     if name != "modules_to_save" and any(p.requires_grad for p in model.parameters()):
-        scores.loss.sum().backward()
+        loss.sum().backward()
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "lm_head" in n)
 
 
@@ -160,12 +160,11 @@ def test_the_switch() -> None:
     with fast_paths(logits=False):
         assert "turned off" in why_not_chunked(model)
         handle = model.lm_head.register_forward_hook(hook)
-        plain = score_next_tokens(model, inputs, labels).scores
+        plain = score_next_tokens(model, inputs, labels).loss
         handle.remove()
     assert seen[0][-1] == 64
     assert why_not_chunked(model) is None
-    for one, other in zip(plain, score_next_tokens(model, inputs, labels).scores, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(score_next_tokens(model, inputs, labels).loss, plain)
     assert "forward" not in vars(model.lm_head)
 
 
@@ -186,8 +185,8 @@ def test_no_label_at_all(on: bool) -> None:
     labels[:, 0] = 5  # nothing stands before it
     with fast_paths(logits=on):
         found = score_next_tokens(model, inputs, labels)
-    assert found.scores.loss.shape == (0,)
-    found.scores.loss.sum().backward()
+    assert found.loss.shape == (0,)
+    found.loss.sum().backward()
     assert all((p.grad == 0).all() for p in model.parameters() if p.requires_grad)
 
 
@@ -206,7 +205,7 @@ def test_a_shift_by_one_is_told_apart(monkeypatch) -> None:
     for p in model.parameters():
         p.mul_(5)  # far from guessing, where every place has the same loss
     expected = own_loss(model, inputs, labels)
-    torch.testing.assert_close(score_next_tokens(model, inputs, labels).scores.loss.sum(), expected)
+    torch.testing.assert_close(score_next_tokens(model, inputs, labels).loss.sum(), expected)
     monkeypatch.setattr(next_token, "pad", lambda mask, _: F.pad(mask, (1, 0)))
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(score_next_tokens(model, inputs, labels).scores.loss.sum(), expected, rtol=1e-3, atol=0)
+        torch.testing.assert_close(score_next_tokens(model, inputs, labels).loss.sum(), expected, rtol=1e-3, atol=0)

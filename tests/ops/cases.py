@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alloralib.ops import reference
 from alloralib.ops.conv import lora_conv
-from alloralib.ops.delta import lora_delta
+from alloralib.ops.delta_weight import lora_delta_weight
 from alloralib.ops.embedding import lora_embedding
 from alloralib.ops.linear import lora_linear
 
@@ -83,8 +83,8 @@ CONV = [
 ]
 EMBEDDING = [embedding_case((6,), 5, 11, 3), embedding_case((2, 9), 8, 4, 2, padding_idx=1)]
 DELTA = [
-    Case("delta-2d", lora_delta, reference.delta, {"A": _r(1, 3, 7), "B": _r(2, 5, 3)}, {}),
-    Case("delta-experts", lora_delta, reference.delta, {"A": _r(1, 4, 2, 7), "B": _r(2, 4, 5, 2)}, {}),
+    Case("delta-2d", lora_delta_weight, reference.delta_weight, {"A": _r(1, 3, 7), "B": _r(2, 5, 3)}, {}),
+    Case("delta-experts", lora_delta_weight, reference.delta_weight, {"A": _r(1, 4, 2, 7), "B": _r(2, 4, 5, 2)}, {}),
 ]
 BRANCHES = LINEAR + CONV + EMBEDDING
 ALL = BRANCHES + DELTA

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 
 from alloralib.ops import cross_entropy as module
-from alloralib.ops import products, reference
+from alloralib.ops import matmul, reference
 from alloralib.ops.cross_entropy import cross_entropy, linear_cross_entropy
 
 N, D, V = 11, 5, 23
@@ -27,44 +27,31 @@ def test_it_is_the_twin(entries: int | None, rows: int, bias: bool, monkeypatch)
     monkeypatch.setattr(module, "ROWS", rows)
     hidden, weight, b, labels = problem(bias=bias)
     weights = torch.linspace(-1, 2, N, dtype=torch.float64)  # every row's loss may be used for something else
-    scores = linear_cross_entropy(hidden, weight, b, labels, entries=entries)
+    loss = linear_cross_entropy(hidden, weight, b, labels, entries=entries)
     expected = reference.cross_entropy(hidden, weight, b, labels)
-    torch.testing.assert_close(scores.loss, expected)
-    (grad,) = torch.autograd.grad(scores.loss @ weights, hidden)
-    (natural,) = torch.autograd.grad(expected @ weights, hidden)
-    torch.testing.assert_close(grad, natural)
+    torch.testing.assert_close(loss, expected)
+    (grad,) = torch.autograd.grad(loss @ weights, hidden)
+    (plain,) = torch.autograd.grad(expected @ weights, hidden)
+    torch.testing.assert_close(grad, plain)
 
 
 def test_gradcheck() -> None:
     hidden, weight, b, labels = problem()
-    assert torch.autograd.gradcheck(lambda h: linear_cross_entropy(h, weight, b, labels, entries=40).loss, hidden)
+    assert torch.autograd.gradcheck(lambda h: linear_cross_entropy(h, weight, b, labels, entries=40), hidden)
     with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(linear_cross_entropy(hidden, weight, b, labels).loss.sum(), hidden, create_graph=True)
-
-
-def test_entropy_and_hits() -> None:
-    hidden, weight, b, labels = problem()
-    logits = F.linear(hidden, weight, b).detach()
-    labels[:4] = logits[:4].argmax(dim=1)
-    expected = torch.distributions.Categorical(logits=logits).entropy()
-    for scores in (linear_cross_entropy(hidden, weight, b, labels, entries=40), cross_entropy(logits, labels, entries=40)):
-        torch.testing.assert_close(scores.entropy, expected)
-        assert not scores.entropy.requires_grad
-        assert torch.equal(scores.hit, logits.argmax(dim=1) == labels)
-        assert scores.hit.any()
-        assert not scores.hit.all()
+        torch.autograd.grad(linear_cross_entropy(hidden, weight, b, labels).sum(), hidden, create_graph=True)
 
 
 def test_certain_and_hopeless_labels() -> None:
     """Probabilities that are 1 or too small for a float, whose logarithm is not."""
     weight, hidden = torch.tensor([[1.0], [-1.0]]), torch.tensor([[300.0], [1e-4]], requires_grad=True)
-    loss = linear_cross_entropy(hidden.repeat(2, 1), weight, None, torch.tensor([0, 0, 1, 1])).loss
+    loss = linear_cross_entropy(hidden.repeat(2, 1), weight, None, torch.tensor([0, 0, 1, 1]))
     torch.testing.assert_close(loss, torch.tensor([0.0, 0.69304718, 600.0, 0.69324718]), rtol=1e-6, atol=0)
 
 
 def test_no_row_at_all() -> None:
     hidden, weight, b, labels = problem(0)
-    loss = linear_cross_entropy(hidden, weight, b, labels).loss
+    loss = linear_cross_entropy(hidden, weight, b, labels)
     assert loss.shape == (0,)
     loss.sum().backward()
     assert hidden.grad is not None
@@ -75,22 +62,22 @@ def test_no_row_at_all() -> None:
 def test_half_precision(dtype: torch.dtype) -> None:
     """Logits in the model's dtype, the softmax in float32, as transformers takes them."""
     hidden, weight, b, labels = problem(64, dtype)
-    loss = linear_cross_entropy(hidden, weight, b, labels, entries=300).loss
+    loss = linear_cross_entropy(hidden, weight, b, labels, entries=300)
     expected = F.cross_entropy(F.linear(hidden, weight, b).float(), labels, reduction="none")
     assert loss.dtype == torch.float32
     size = torch.finfo(dtype).eps
     torch.testing.assert_close(loss, expected, rtol=size, atol=8 * size)
     (grad,) = torch.autograd.grad(loss.mean(), hidden)
-    (natural,) = torch.autograd.grad(expected.mean(), hidden)
+    (plain,) = torch.autograd.grad(expected.mean(), hidden)
     assert grad.dtype == dtype
-    torch.testing.assert_close(grad, natural, rtol=4 * size, atol=4 * size * natural.abs().max().item())
+    torch.testing.assert_close(grad, plain, rtol=4 * size, atol=4 * size * plain.abs().max().item())
 
 
 def test_under_autocast() -> None:
     hidden, weight, b, labels = problem(dtype=torch.float32)
-    low = linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), b.bfloat16(), labels).loss
+    low = linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), b.bfloat16(), labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = linear_cross_entropy(hidden, weight, b, labels).loss
+        loss = linear_cross_entropy(hidden, weight, b, labels)
     assert torch.equal(loss, low)
     loss.sum().backward()
     assert hidden.grad.dtype == torch.float32
@@ -99,7 +86,7 @@ def test_under_autocast() -> None:
 def test_a_weight_that_is_trained_gets_its_gradient() -> None:
     hidden, weight, b, labels = problem()
     inputs = hidden, weight.requires_grad_(), b.requires_grad_()
-    loss = linear_cross_entropy(*inputs, labels, entries=40).loss
+    loss = linear_cross_entropy(*inputs, labels, entries=40)
     expected = torch.autograd.grad(reference.cross_entropy(*inputs, labels).square().sum(), inputs)
     for got, right in zip(torch.autograd.grad(loss.square().sum(), inputs), expected, strict=True):
         torch.testing.assert_close(got, right)
@@ -115,26 +102,24 @@ def kept(make) -> int:
 def test_nothing_of_the_vocabularys_size_is_kept() -> None:
     """Nor the weight, which a sharded model gathers for a moment only. The plain path shows that the measure works."""
     hidden, weight, b, labels = problem()
-    assert kept(lambda: linear_cross_entropy(hidden, weight, b, labels).loss) == N * D
+    assert kept(lambda: linear_cross_entropy(hidden, weight, b, labels)) == N * D
     assert kept(lambda: F.cross_entropy(F.linear(hidden, weight, b), labels)) >= N * V
 
 
 def test_no_more_logits_than_asked_for(monkeypatch) -> None:
     made: list[int] = []
-    right = products.linear
+    right = matmul.linear
 
     def linear(rows, weight, bias=None):
         made.append(len(rows) * len(weight))
         return right(rows, weight, bias)
 
-    monkeypatch.setattr(products, "linear", linear)
+    monkeypatch.setattr(matmul, "linear", linear)
     hidden, weight, b, labels = problem()
     linear_cross_entropy(hidden, weight, b, labels, entries=60)
     assert max(made) == 5 * N
     assert sum(made) == N * V
     made.clear()
-    cross_entropy(F.linear(hidden, weight, b), labels, entries=60)
-    assert not made
     linear_cross_entropy(hidden, weight, b, labels)
     assert made == [N * V]
 
@@ -145,21 +130,9 @@ def test_no_product_for_a_gradient_that_nobody_asks_for(monkeypatch) -> None:
 
     monkeypatch.setattr(module, "_add_product_", refuse)
     hidden, weight, b, labels = problem()
-    assert linear_cross_entropy(hidden.detach(), weight, b, labels).loss.isfinite().all()
+    assert linear_cross_entropy(hidden.detach(), weight, b, labels).isfinite().all()
     with pytest.raises(AssertionError):
         linear_cross_entropy(hidden, weight, b, labels)
-
-
-@pytest.mark.parametrize("entries", [N, 40, None])
-def test_of_several_largest_logits_the_first_is_the_hit(entries: int | None) -> None:
-    """As `argmax` has it, whichever tile they stand in; in bfloat16 logits are often equal."""
-    logits = torch.zeros(N, V)
-    logits[:, 5] = logits[:, 6] = logits[:, 20] = 1.0
-    logits[6:] = 0.0
-    labels = torch.tensor([5, 6, 20, 4, 5, 0, 0, 1, V - 1, 0, 5])
-    hits = cross_entropy(logits, labels, entries=entries).hit
-    assert torch.equal(hits, logits.argmax(dim=1) == labels)
-    assert hits.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -167,7 +140,7 @@ def test_the_gradient_of_a_label_that_is_all_but_certain_is_not_lost(dtype: torc
     """D = -(1 - p) (W_y - W_other) for two columns; 1 - p in rounding, as sum_v p_v W_v - W_y has it, is zero."""
     weight = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=dtype)
     hidden = torch.tensor([[10.0, 0.0], [12.0, 0.0]], dtype=dtype, requires_grad=True)
-    loss = linear_cross_entropy(hidden, weight, None, torch.tensor([0, 0])).loss
+    loss = linear_cross_entropy(hidden, weight, None, torch.tensor([0, 0]))
     missing = torch.exp(torch.tensor([-20.0, -24.0], dtype=torch.float64))
     torch.testing.assert_close(loss.double(), missing, rtol=1e-5, atol=0)
     loss.sum().backward()
@@ -176,8 +149,19 @@ def test_the_gradient_of_a_label_that_is_all_but_certain_is_not_lost(dtype: torc
 
 
 @pytest.mark.parametrize("label", [-1, V, -100])
-def test_a_label_outside_gives_a_loss_that_is_no_number(label: int) -> None:
+def test_a_label_outside_the_vocabulary_gives_a_nan_loss(label: int) -> None:
     hidden, weight, b, labels = problem()
     labels[3] = label
-    loss = cross_entropy(F.linear(hidden.detach(), weight, b), labels).loss
+    loss = linear_cross_entropy(hidden.detach(), weight, b, labels)
     assert loss.isnan().tolist() == [row == 3 for row in range(N)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_from_logits(dtype: torch.dtype) -> None:
+    hidden, weight, b, labels = problem()
+    logits = F.linear(hidden, weight, b).detach().to(dtype).requires_grad_()
+    loss = cross_entropy(logits, labels)
+    assert loss.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(loss.double(), F.cross_entropy(logits.double(), labels, reduction="none"))
+    loss.sum().backward()
+    assert logits.grad.dtype == dtype

@@ -1,4 +1,4 @@
-"""The rule broken on purpose: every break has to be caught by a property."""
+"""The rule broken on purpose: a property must catch every break."""
 
 import functools
 
@@ -36,7 +36,7 @@ def input_gradient_scaled_too(monkeypatch):
 
     def wrong(*args, **kwargs):
         grads = right(*args, **kwargs)
-        return grads._replace(for_input=grads.for_A)
+        return grads._replace(P_X=grads.P_A)
 
     monkeypatch.setattr("alloralib.ops.linear.lowrank_backward", wrong)
     return lora_linear
@@ -62,13 +62,13 @@ def alpha_over_r_left_in(monkeypatch):
 
 
 def scale_outside_the_sum(monkeypatch):
-    """dL/dA taken from the natural gradient, rescaled by one number."""
+    """dL/dA from the plain gradient, rescaled by one number."""
     right = lowrank.lowrank_backward
 
     def wrong(*args, **kwargs):
         grads = right(*args, **kwargs)
-        natural = grads.for_input * (grads.for_A.norm() / grads.for_input.norm())
-        return grads._replace(for_A=natural)
+        plain = grads.P_X * (grads.P_A.norm() / grads.P_X.norm())
+        return grads._replace(P_A=plain)
 
     monkeypatch.setattr("alloralib.ops.linear.lowrank_backward", wrong)
     return lora_linear

@@ -102,18 +102,18 @@ def test_gradcheck_fails_on_A_and_B_exactly_where_the_scale_is_not_one(size: flo
         "B": lambda B: lora_linear(p.x.detach(), p.W, None, p.A.detach(), B, eta=1.0),
     }.items():
         leaf = A if wrong == "A" else B
-        natural = size == 0.0  # B = 0 and eta = 1: the scale is one
-        assert torch.autograd.gradcheck(arguments, leaf, raise_exception=False) is natural
+        plain = size == 0.0  # B = 0 and eta = 1: the scale is one
+        assert torch.autograd.gradcheck(arguments, leaf, raise_exception=False) is plain
 
 
-def test_gradcheck_passes_for_the_natural_gradient() -> None:
+def test_gradcheck_passes_for_the_plain_gradient() -> None:
     p = Problem.random(0, 4, 5, 3, 2, eta=1.0)
     leaves = [t.requires_grad_() for t in (p.x, p.W, p.A, p.B)]
     assert torch.autograd.gradcheck(lambda x, W, A, B: lora_linear(x, W, None, A, B, gradient="plain", scaling=1.5), leaves)
 
 
 def test_lora_x_eta_is_a_factor_on_the_output() -> None:
-    """eta f, natural gradient: under SGD the same as lr * eta and A-init * sqrt(eta) (method.md, section 4)."""
+    """eta f with the plain gradient: under SGD the same as lr * eta and A-init * sqrt(eta) (method.md, section 4)."""
     p = Problem.random(3, 6, 5, 4, 2, eta=2.0)
     lr, eta = 0.05, 2.25
 
@@ -134,7 +134,7 @@ def test_solve_is_not_vacuous() -> None:
     """The scale matters in the problems above: ALLoRA's gradients differ from LoRA's."""
     p = Problem.random(1, 5, 6, 7, 3, eta=2.0)
     ours = solve(lora_linear, p)
-    natural = solve(lambda *a, **k: lora_linear(*a, **{**k, "gradient": "plain"}), p)
-    torch.testing.assert_close(ours[:2], natural[:2])
-    assert not torch.allclose(ours[2], natural[2])
-    assert not torch.allclose(ours[3], natural[3])
+    plain = solve(lambda *a, **k: lora_linear(*a, **{**k, "gradient": "plain"}), p)
+    torch.testing.assert_close(ours[:2], plain[:2])
+    assert not torch.allclose(ours[2], plain[2])
+    assert not torch.allclose(ours[3], plain[3])

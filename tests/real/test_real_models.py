@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from alloralib.adapters.attach import Linear
+from alloralib.adapters.layers import Linear
 from alloralib.cli.main import main
 from alloralib.data.table import read_table
 from alloralib.records import RunRecord

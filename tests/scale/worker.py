@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from alloralib import AlloraConfig, hold_row_scales
-from alloralib.adapters.attach import AlloraLayer
+from alloralib import AlloraConfig
+from alloralib.adapters.layers import AlloraLayer
 
 STEPS, BATCH, LENGTH = 4, 8, 9
 ETA = 1.7
@@ -99,15 +99,14 @@ def ddp(path: str, apply_to: str) -> dict[str, Tensor]:
 def adding_up(
     path: str, rank: int = 0, world: int = 1, prepare: Callable[[nn.Module], nn.Module] = nn.Module.eval
 ) -> nn.Module:
-    """Two batches to a step, the scales held in between."""
+    """Gradient accumulation: two batches to an optimizer step."""
     model = prepare(adapted(path))
     opt = optimizer(model, "gradient")
-    with hold_row_scales():
-        for k, tokens in enumerate(batches(rank, world)):
-            (model(input_ids=tokens, labels=tokens).loss / 2).backward()
-            if k % 2:
-                opt.step()
-                opt.zero_grad()
+    for k, tokens in enumerate(batches(rank, world)):
+        (model(input_ids=tokens, labels=tokens).loss / 2).backward()
+        if k % 2:
+            opt.step()
+            opt.zero_grad()
     return model
 
 

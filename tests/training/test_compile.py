@@ -19,7 +19,7 @@ from transformers import Trainer, ViTConfig, ViTForImageClassification
 from alloralib import AlloraConfig
 from alloralib.cli.main import main
 from alloralib.errors import ModelError, TrainingError
-from alloralib.ops import products, scale
+from alloralib.ops import matmul, scale
 from alloralib.records import RunRecord
 from alloralib.training import compiling
 from alloralib.training.config import RunConfig
@@ -107,8 +107,8 @@ def test_gradients_are_those_of_the_uncompiled_model(
 
 
 def test_layers_that_are_large_enough_for_onednn_compile_whole(traced, monkeypatch) -> None:
-    monkeypatch.setattr(products, "LEAST_PRODUCTS", 1)
-    monkeypatch.setattr(products, "by_default", lambda: True)
+    monkeypatch.setattr(matmul, "LEAST_PRODUCTS", 1)
+    monkeypatch.setattr(matmul, "by_default", lambda: True)
     model = adapted(llama(layers=3))
     compiling.compile_blocks(model)
     assert_same_gradients(model, words(9))

@@ -9,7 +9,7 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 
 from alloralib import AlloraConfig, make_config
-from alloralib.adapters.measure import layer_states, summary
+from alloralib.adapters.monitor import layer_states, summary
 from alloralib.cli.main import main
 from alloralib.ops import reference
 from alloralib.records import RunRecord

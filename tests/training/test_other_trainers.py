@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from alloralib import AlloraConfig, load_config
-from alloralib.adapters.attach import Linear
+from alloralib.adapters.layers import Linear
 from alloralib.ops import reference
 
 from ..adapters.models import bert, gradients, llama, randomise, tokens
@@ -111,7 +111,7 @@ def test_transformers_add_adapter(tmp_path) -> None:
     trained = llama()  # transformers reads PEFT's file alone: to train on, hand it the configuration
     trained.load_adapter(str(tmp_path), peft_config=load_config(tmp_path), is_trainable=True)
     torch.testing.assert_close(trained(**LM).logits, expected)
-    assert {layer.lora_variant["default"].eta for layer in allora_layers(trained)} == {1.7}
+    assert {layer.lora_variant["default"].rule.eta for layer in allora_layers(trained)} == {1.7}
     assert isinstance(PeftModel.from_pretrained(llama(), tmp_path, is_trainable=True).peft_config["default"], AlloraConfig)
 
 
@@ -123,7 +123,7 @@ def test_trl_peft_config(tmp_path, apply_to: str) -> None:
     trainer = SFTTrainer(llama(), args, train_dataset=rows, processing_class=tokenizer(), peft_config=config)
     layers = allora_layers(trainer.model)
     assert {type(layer.lora_variant["default"]).__name__ for layer in layers} == {"LinearVariant"}
-    assert {layer.lora_variant["default"].gradient for layer in layers} == {"row" if apply_to == "gradient" else "plain"}
+    assert {layer.lora_variant["default"].rule.gradient for layer in layers} == {"row" if apply_to == "gradient" else "plain"}
     start = state(trainer.model)
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.train()

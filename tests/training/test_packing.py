@@ -122,11 +122,11 @@ def test_scores_and_gradients_are_those_of_padded_rows(make, checkpointing: bool
             given = packing.without_padding(base, inputs, call=base)
             assert ("packed_rows" in given) == on
             seen.clear()
-            scores, mask, _ = score_next_tokens(base, given, labels)
+            loss, mask, _ = score_next_tokens(base, given, labels)
             model.zero_grad()
-            (scores.loss * weight).sum().backward()
+            (loss * weight).sum().backward()
         assert set(seen) == {(1, sum(LENGTHS)) if on else (len(LENGTHS), max(LENGTHS))}
-        found[on] = [*scores[:2], *(p.grad for p in parameters)]
+        found[on] = [loss, *(p.grad for p in parameters)]
         assert torch.equal(mask, labels[:, 1:] != IGNORED)
     torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-5)
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from alloralib import load_config
-from alloralib.adapters.attach import AlloraLayer
+from alloralib.adapters.layers import AlloraLayer
 
 ETA, RATE = 2.0, 0.5
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -1,9 +1,11 @@
-"""The rule inside PEFT; the only place that touches `peft.tuners`."""
+"""The rule inside PEFT, and the only place that touches `peft.tuners`.
 
-from .attach import enable_allora
-from .config import AlloraConfig, VariantConfig
-from .files import load_config
-from .methods import METHODS, make_config
-from .siblings import fast_paths
+Importing any module of this package installs the hooks of `peft_hooks.py` in PEFT.
+"""
 
-__all__ = ["METHODS", "AlloraConfig", "VariantConfig", "enable_allora", "fast_paths", "load_config", "make_config"]
+from . import peft_hooks as peft_hooks
+from .config import AlloraConfig, VariantConfig, load_config
+from .dispatch import enable_allora
+from .methods import make_config, optimizer_groups
+
+__all__ = ["AlloraConfig", "VariantConfig", "enable_allora", "load_config", "make_config", "optimizer_groups"]

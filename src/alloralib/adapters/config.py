@@ -1,31 +1,33 @@
 """`AlloraConfig`: ALLoRA as a PEFT configuration.
 
-It is a `peft.LoraConfig`, so `get_peft_model`, transformers' `add_adapter` and TRL's `peft_config=` take it as it is. What
-the rule has no use for (alpha, dropout, rsLoRA, DoRA, ...) cannot be set. On disk it is a stock LoRA configuration
-(`adapter_config.json`, with `lora_alpha == r`) and a sidecar file (see `files.py`) that only training reads.
+It is a `peft.LoraConfig`, so `get_peft_model`, transformers' `add_adapter` and TRL's `peft_config=` accept it. LoRA settings
+that ALLoRA does not have (alpha, dropout, rsLoRA, DoRA, ...) cannot be set. On disk it is a stock LoRA configuration
+(`adapter_config.json`, with `lora_alpha == r`) and a file beside it that only training reads (`sidecar.py`).
 
-Foreign private API used here: `LoraConfig._custom_modules` (PEFT's seam for layers of one's own).
+Foreign private API used here: `LoraConfig._custom_modules`, PEFT's hook for layers of one's own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, cast
 
 from peft import LoraConfig
 from torch import nn
 
 from ..errors import ConfigError
-from ..ops.adaptors import FAMILY, Member
-
-ApplyTo = Literal["gradient", "update"]
+from ..ops.family import METHODS, ApplyTo
+from .dispatch import build_layer
+from .rule import Rule
+from .sidecar import read_sidecar, write_sidecar
 
 LARGEST_ETA = 1e6
-"""Above it eta^2 |BA| no longer fits the arithmetic of float32; the paper uses 1 to 2."""
+"""Beyond it eta^2 |BA| does not fit float32. The paper uses 1 to 2."""
 
-# What may differ from LoRA's defaults. Everything else, also what a later PEFT adds, is refused unless it is neutral.
+# Fields of LoraConfig that may differ from its defaults. All others, including those of later PEFT versions, are refused.
 _SETTABLE = frozenset(
     [
         *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
@@ -38,11 +40,12 @@ _SETTABLE = frozenset(
 _WHY_NOT = {
     "lora_alpha": "ALLoRA has no factor alpha/r: it compounds from layer to layer (the paper's third flaw)",
     "alpha_pattern": "ALLoRA has no factor alpha/r: it compounds from layer to layer (the paper's third flaw)",
-    "use_rslora": "rank-stabilized LoRA is another alpha/r, and ALLoRA has none",
-    "lora_dropout": "ALLoRA has no dropout: it has not converged as a regularizer in a short run (the paper's first flaw)",
+    "use_rslora": "rank-stabilized LoRA is another factor alpha/r, and ALLoRA has none",
+    "lora_dropout": "ALLoRA has no dropout: in a short run it does not converge as a regularizer (the paper's first flaw)",
     "use_dora": "DoRA splits the weight into magnitude and direction, where the rule is not defined",
     "lora_bias": "the rule scales rows of BA, and a bias on B is not one of them",
 }
+_HUB_ARGUMENTS = ("revision", "cache_dir", "token", "subfolder", "local_files_only")
 _INITS = (True, False, "gaussian", "orthogonal")
 
 
@@ -51,18 +54,17 @@ class AlloraConfig(LoraConfig):
     """Configuration of an ALLoRA adapter: W + BA, gradients of A and B scaled row by row (arXiv:2410.09692, section 4.2).
 
     Args:
-        r: rank, >= 1. Beyond a layer's smaller side it only warns.
-        eta: the scale while a row of BA is zero, in (0, 1e6]; the scale is 1/sqrt(||(BA)_i|| + 1/eta^2). Not the
-            learning rate: the effective learning rate starts at eta times it.
-        apply_to: "gradient" is the paper's rule. "update" leaves the gradients alone and scales the optimizer's step
-            instead, which is what gives eta its meaning under Adam (docs/rule.md).
+        r: rank, >= 1. More than a layer's smaller side only warns.
+        eta: the scale while a row of BA is zero, in (0, 1e6]. The scale is 1/sqrt(||(BA)_i|| + 1/eta^2). It is not the
+            learning rate: the effective learning rate starts at eta times the learning rate.
+        apply_to: "gradient" is the paper's rule. "update" leaves the gradients alone and scales the optimizer's step, which
+            lets eta keep its meaning under Adam (docs/rule.md).
         target_modules, exclude_modules, target_parameters, modules_to_save, rank_pattern, layers_to_transform, bias,
             init_lora_weights (True, False, "gaussian", "orthogonal"), task_type, ...: as in `peft.LoraConfig`.
 
     Raises:
         ConfigError: a value out of range, or a LoRA setting that ALLoRA does not have (`lora_alpha`, `lora_dropout`,
-            `use_rslora`, `use_dora`, ...). The value that means "absent" is let through, so that
-            `dataclasses.replace` works.
+            `use_rslora`, `use_dora`, ...). Values that mean "absent" are accepted, so that `dataclasses.replace` works.
 
     >>> AlloraConfig(r=8, target_modules=["q_proj"]).lora_alpha
     8
@@ -80,14 +82,12 @@ class AlloraConfig(LoraConfig):
         self._refuse_unsupported()
         super().__post_init__()
         self._sync_alpha()
-        from .attach import build_layer  # the layers know the configuration, not the reverse
-
         self._custom_modules = {nn.Module: build_layer}  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
-    def member(self) -> Member:
-        """This configuration's row in the family table."""
-        return FAMILY["allora"]
+    def rule(self) -> Rule:
+        """How its adapters are trained."""
+        return Rule("allora", float(self.eta), self.apply_to)
 
     def _check_numbers(self) -> None:
         ranks = {"r": self.r} | {f"rank_pattern[{key!r}]": r for key, r in (self.rank_pattern or {}).items()}
@@ -112,8 +112,8 @@ class AlloraConfig(LoraConfig):
             self._refuse("alpha_pattern", self.alpha_pattern)
         if self.init_lora_weights not in _INITS:
             raise ConfigError(
-                f"init_lora_weights={self.init_lora_weights!r} is not for ALLoRA, whose B starts at zero on an untouched W",
-                remedy="leave it True, or use 'gaussian'; `alloralib.make_config('pissa')` gives LoRA with PiSSA",
+                f"init_lora_weights={self.init_lora_weights!r} is not possible: ALLoRA starts with B = 0 on an unchanged W",
+                remedy="leave it True, or use 'gaussian'; for LoRA with PiSSA use alloralib.make_config('pissa')",
             )
         settable = self._settable()
         for f in dataclasses.fields(LoraConfig):
@@ -126,79 +126,86 @@ class AlloraConfig(LoraConfig):
     def _refuse(self, name: str, value: object) -> None:
         raise ConfigError(
             f"{name}={value!r} cannot be set on {type(self).__name__}: "
-            + _WHY_NOT.get(name, "it is another LoRA variant, and the rule is not tested with it"),
-            remedy="leave it out; the other members of the family are chosen by name, alloralib.make_config(...)",
+            + _WHY_NOT.get(name, "it is another LoRA variant, and ALLoRA is not tested with it"),
+            remedy="leave it out, or choose another method by name with alloralib.make_config(...)",
         )
 
     def _sync_alpha(self) -> None:
-        """alpha/r = 1 for every rank, whatever was assigned to r or rank_pattern since."""
+        """Keep alpha/r = 1 for every rank after r or rank_pattern was assigned."""
         self.lora_alpha = self.r  # pyright: ignore[reportIncompatibleVariableOverride]
         self.alpha_pattern = dict(self.rank_pattern or {})
 
-    def sidecar(self) -> dict[str, Any]:
-        """Our own settings, the ones that stock PEFT does not know; they go into a file beside its configuration."""
-        return {"method": "allora", "eta": float(self.eta), "apply_to": self.apply_to}
-
     def to_dict(self) -> dict[str, Any]:
-        """The stock LoRA configuration that computes the same at inference: LoRA's keys only, lora_alpha == r."""
+        """The stock LoRA configuration with the same forward pass: LoRA's keys only, lora_alpha == r."""
         self._sync_alpha()
         stock = {f.name for f in dataclasses.fields(LoraConfig)}
         content = {key: value for key, value in super().to_dict().items() if key in stock}
-        # sets have no order, and two equal runs must write equal files
+        # A set has no order, and two equal runs must write equal files.
         return {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write `adapter_config.json` (stock LoRA keys) and the sidecar with our settings."""
-        from .files import write_sidecar
-
+        """Write `adapter_config.json`, with LoRA's keys only, and `allora_config.json`, with the rule."""
         super().save_pretrained(save_directory, **kwargs)
-        write_sidecar(self, save_directory)
+        write_sidecar(self.rule, save_directory)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> LoraConfig:
-        """Read back what `save_pretrained` wrote; a directory without the sidecar gives a stock `LoraConfig`."""
-        from .files import load_config
-
+        """As `load_config`."""
         return load_config(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
 
 
 @dataclass
 class VariantConfig(AlloraConfig):
-    """A research member of the family (ALLoRA+D, ALLoRA-OD, ASF-LoRA); made by name with `alloralib.make_config`.
+    """A variant of ALLoRA from the paper (ALLoRA+D, ALLoRA-OD, ASF-LoRA); made by name with `alloralib.make_config`.
 
     Args:
-        method: its name in `alloralib.ops.adaptors.FAMILY`.
-        lora_dropout: rate of the dropout in front of A, for the members that have one.
+        method: its name in `alloralib.METHODS`.
+        lora_dropout: rate of the dropout in front of A, for a method that has dropout.
+
+    Raises:
+        ConfigError: as `AlloraConfig`; or the method does not exist or does not have the setting.
     """
 
-    method: str = field(default="allora-d", metadata={"help": "Name of the member in the family table."})
+    method: str = field(default="allora-d", metadata={"help": "Name of the method in alloralib.METHODS."})
 
     def __post_init__(self) -> None:
-        if self.method not in RESEARCH:
-            raise ConfigError(f"method={self.method!r} is not one of {', '.join(RESEARCH)}")
-        if self.apply_to == "update" and self.member.gradient != "row":
+        variants = [name for name, m in METHODS.items() if not m.is_stock_lora and name != "allora"]
+        if self.method not in variants:
+            raise ConfigError(f"method={self.method!r} is not one of {', '.join(variants)}")
+        if self.apply_to == "update" and "apply_to" not in METHODS[self.method].settings:
             raise ConfigError(f"apply_to='update' scales rows, and {self.method} does not", remedy="leave apply_to out")
         if not (isinstance(self.lora_dropout, int | float) and 0 <= self.lora_dropout < 1) or math.isnan(self.lora_dropout):
             raise ConfigError(f"dropout must be in [0, 1), got {self.lora_dropout!r}")
         super().__post_init__()
 
     @property
-    def member(self) -> Member:
-        """The row of `method` in the family table."""
-        return FAMILY[self.method]
+    def rule(self) -> Rule:
+        """How its adapters are trained."""
+        return Rule(self.method, float(self.eta), self.apply_to)
 
     def _settable(self) -> frozenset[str]:
-        return _SETTABLE | {"lora_dropout"} if self.member.dropout else _SETTABLE
-
-    def sidecar(self) -> dict[str, Any]:
-        """As `AlloraConfig.sidecar`, with the member's name."""
-        return super().sidecar() | {"method": self.method}
+        return _SETTABLE | {"lora_dropout"} if "dropout" in METHODS[self.method].settings else _SETTABLE
 
     def to_dict(self) -> dict[str, Any]:
-        """As `AlloraConfig.to_dict`; a member that no LoRA adapter can stand for names itself, so stock PEFT refuses it."""
+        """As `AlloraConfig.to_dict`. A method that no LoRA adapter computes writes its own name, so stock PEFT refuses it."""
         stock = super().to_dict()
-        return stock if self.member.mergeable else stock | {"peft_type": self.method.upper()}
+        return stock if METHODS[self.method].mergeable else stock | {"peft_type": self.method.upper()}
 
 
-RESEARCH = ("allora-d", "allora-od", "asf-lora")
-"""The members that need a gradient or an output of their own; the others are stock LoRA configurations."""
+def load_config(path: str | os.PathLike[str], **kwargs: Any) -> LoraConfig:
+    """The configuration of a saved adapter: ours if `allora_config.json` is there, else PEFT's `LoraConfig`.
+
+    Args:
+        path: a directory or a hub id.
+        kwargs: `revision`, `subfolder`, ... as in `PeftConfig.from_pretrained`.
+
+    Raises:
+        ConfigError: `allora_config.json` is damaged, or was written by a later version.
+    """
+    rule = read_sidecar(path, **{key: value for key, value in kwargs.items() if key in _HUB_ARGUMENTS and value is not None})
+    stock = cast(LoraConfig, LoraConfig.from_pretrained(str(path), **kwargs))
+    if rule is None:
+        return stock
+    fields = {f.name: getattr(stock, f.name) for f in dataclasses.fields(LoraConfig) if f.init}
+    fields |= {"eta": rule.eta, "apply_to": rule.apply_to, "peft_type": None}
+    return AlloraConfig(**fields) if rule.method == "allora" else VariantConfig(method=rule.method, **fields)

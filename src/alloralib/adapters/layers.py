@@ -1,11 +1,12 @@
-"""PEFT's LoRA layers, taught the rule.
+"""PEFT's LoRA layers with the rule.
 
-Each class here is PEFT's own layer of the same name with two changes: an adapter whose configuration is an
-`AlloraConfig` gets our variant, whether it is the layer's first or its fifth, and alpha/r is 1 for it. `Linear` also
-fuses the frozen layer and the adapter into one autograd node where nothing else is going on.
+Each class here is PEFT's layer of the same name with two changes. An adapter whose configuration has a rule gets our variant,
+whether it is the layer's first adapter or its fifth, and its alpha/r is 1. `Linear` also computes the frozen layer and the
+adapter in one autograd node where nothing else has to happen between them.
 
 Foreign private API used here: the LoRA layer classes of `peft.tuners.lora.layer`, their `update_layer`,
-`resolve_lora_variant` and `lora_variant`, and the names under which transformers marks tensor-parallel layers.
+`resolve_lora_variant` and `lora_variant`; the names of torch's hooks; and the attribute by which transformers marks
+tensor-parallel layers.
 """
 
 from __future__ import annotations
@@ -16,24 +17,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.lora import layer as peft_layers
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import LayerError
-from ..ops.conv import expand_groups
-from ..ops.delta import lora_delta
-from ..ops.linear import LinearLayer, lora_linears
-from ..ops.scale import row_norms
-from . import siblings, update
-from .config import AlloraConfig
-from .variants import AlloraVariant, ConvVariant, EmbeddingVariant, LinearVariant, whole
+from ..ops import fast_paths
+from ..ops.delta_weight import lora_delta_weight
+from ..ops.linear import lora_linear
+from .factors import adapter_parameters, adapter_row_norms, by_expert, unsharded_parameters
+from .rule import rule_of
+from .variants import AlloraVariant, ConvVariant, EmbeddingVariant, LinearVariant
 
-# A plain class at run time: with PEFT's abstract base in front, Python could not reassign `__class__` in `enable_allora`.
+# A plain class at run time: with PEFT's abstract base class in front, Python could not reassign `__class__` in `enable_allora`.
 _LoraLayer = peft_layers.LoraLayer if TYPE_CHECKING else object
 
 
 def check_base(base: nn.Module, name: str) -> None:
-    """Raise `LayerError` where the rule is not defined on `base`, or not tested there."""
+    """Raise `LayerError` if the rule is not defined on the frozen layer `base`, or not tested there."""
     where = f"layer {name!r} ({type(base).__module__}.{type(base).__name__})" if name else f"a {type(base).__name__}"
 
     def refuse(what: str, remedy: str = "leave this layer out of target_modules (exclude_modules=...)") -> None:
@@ -53,7 +52,7 @@ def check_base(base: nn.Module, name: str) -> None:
 
 
 class AlloraLayer(_LoraLayer):
-    """What our layer types share. An adapter with a stock `LoraConfig` is PEFT's own LoRA on them, DoRA and all."""
+    """What our layer types share. An adapter with a stock `LoraConfig` is PEFT's own LoRA on them, including DoRA."""
 
     variant_class: type[AlloraVariant]
     in_features: int
@@ -62,12 +61,11 @@ class AlloraLayer(_LoraLayer):
     lora_B: Any
 
     def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> Any:
-        if isinstance(config, AlloraConfig):
-            return self.variant_class.of(config)
-        return super().resolve_lora_variant(config=config, **kwargs)
+        rule = rule_of(config)
+        return super().resolve_lora_variant(config=config, **kwargs) if rule is None else self.variant_class(rule)
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
-        if isinstance(config, AlloraConfig):
+        if rule_of(config) is not None:
             check_base(self.get_base_layer(), kwargs.get("target_name", ""))
             if kwargs.get("tied_adapter"):
                 raise LayerError(
@@ -85,23 +83,20 @@ class AlloraLayer(_LoraLayer):
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = {key: value for key, value in state.items() if key != "group"}  # a copy has siblings of its own
         super().__setstate__(state)  # pyright: ignore[reportAttributeAccessIssue] (nn.Module's)
-        if any(getattr(v, "apply_to", None) == "update" for v in self.lora_variant.values()):
-            update.track(self)  # a deep copy of a tracked layer is tracked
+        for name, variant in self.lora_variant.items():
+            if isinstance(variant, AlloraVariant):
+                variant.init(self, name)  # a copy of a tracked layer is tracked, too
 
     def adapter_parameters(self, name: str) -> tuple[Tensor, Tensor]:
         """The parameters A and B of adapter `name`, as the optimizer holds them."""
-        return self.lora_A[name].weight, self.lora_B[name].weight
-
-    def factor_views(self, name: str) -> tuple[Tensor, Tensor]:
-        """A as (..., r, n2) and B as (..., n1, r or r/groups), detached views into the parameters."""
-        A, B = whole(*self.adapter_parameters(name))
-        return A.detach().flatten(1), B.detach().flatten(1)
+        found = adapter_parameters(self, name)
+        assert found is not None
+        return found
 
     def adapter_row_norms(self, name: str) -> Tensor:
         """||(BA)_i|| of adapter `name`: (..., n1), float32 or wider."""
-        return row_norms(*self.factor_views(name))
+        return adapter_row_norms(self, name)
 
 
 class Linear(AlloraLayer, peft_layers.Linear):
@@ -109,69 +104,35 @@ class Linear(AlloraLayer, peft_layers.Linear):
 
     variant_class = LinearVariant
 
-    group: siblings.Group | None = None
-
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = None if args or kwargs else self._fusible_adapter()
         if name is None:
             return super().forward(x, *args, **kwargs)
-        # a tensor of inference mode does not count its changes, so none could be seen
-        if self.group is None or not siblings.grouped() or x.is_inference():
-            return self._compute(x, [(self, name)])[0]
-        if self.group.is_first(self):
-            together = self._together(name)
-            outputs = self._compute(x, together)
-            self.group.put(x, {id(layer): y for (layer, _), y in zip(together[1:], outputs[1:], strict=True)})
-            return outputs[0]
-        waiting = self.group.take(self, x)
-        return self._compute(x, [(self, name)])[0] if waiting is None else waiting
-
-    def _together(self, name: str) -> list[tuple[Linear, str]]:
-        """This layer and those of its siblings that can be computed with it now, each with its adapter."""
-        mine = self._key(name)
-        together: list[tuple[Linear, str]] = [(self, name)]
-        assert self.group is not None
-        for layer in self.group.layers()[1:]:
-            other = layer._fusible_adapter()
-            # a shard (FSDP with units of single layers) is whole only while its own layer is called
-            if other is not None and layer._key(other) == mine and not isinstance(layer.lora_A[other].weight, DTensor):
-                together.append((layer, other))
-        return together
-
-    def _key(self, name: str) -> tuple[Any, ...]:
-        """What layers have to have in common to be one node."""
-        variant: LinearVariant = self.lora_variant[name]  # pyright: ignore[reportAssignmentType]
-        return variant.gradient, isinstance(self.base_layer, Conv1D), self.training, self.lora_A[name].weight.device
-
-    @staticmethod
-    def _compute(x: Tensor, layers: list[tuple[Linear, str]]) -> tuple[Tensor, ...]:
-        parts: list[LinearLayer] = []
-        for layer, name in layers:
-            base: Any = layer.base_layer
-            variant: Any = layer.lora_variant[name]
-            A, B = whole(*layer.adapter_parameters(name))
-            parts.append(LinearLayer(base.weight, base.bias, A, B, variant.eta, layer.scaling[name]))
-        first, name = layers[0]
-        gradient = first.lora_variant[name].gradient  # pyright: ignore[reportAttributeAccessIssue]
-        return lora_linears(x, parts, gradient=gradient, fan_in_fan_out=isinstance(first.base_layer, Conv1D))
+        base: Any = self.base_layer
+        variant: Any = self.lora_variant[name]
+        A, B = unsharded_parameters(self, name)
+        return lora_linear(
+            x, base.weight, base.bias, A, B, gradient=variant.rule.gradient, eta=variant.rule.eta,
+            scaling=self.scaling[name], fan_in_fan_out=isinstance(base, Conv1D),
+        )  # fmt: skip
 
     def _fusible_adapter(self) -> str | None:
-        """The one active adapter, if the fused node computes all that is to be computed here."""
+        """The one active adapter, if the fused node computes everything that has to be computed here."""
         if self._disable_adapters or self.merged_adapters or type(self.base_layer) not in (nn.Linear, Conv1D):
             return None
-        if not siblings.fused():
+        if not fast_paths.current().fused:
             return None
         active = [name for name in self.active_adapters if name in self.lora_A]
         if len(active) != 1:
             return None
         name = active[0]
         variant = self.lora_variant.get(name)
-        if not isinstance(variant, LinearVariant) or variant.member.output == "scaled":
+        if not isinstance(variant, LinearVariant) or variant.rule.scales_output:
             return None
         dropout = self.lora_dropout[name]
         if isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0:
             return None
-        # the fused node reads the frozen weight and does not call the layer: one with a hook must be called
+        # The fused node reads the frozen weight without calling the layer, so a layer with hooks cannot be fused.
         return None if _has_hooks(self.base_layer) else name
 
 
@@ -190,9 +151,6 @@ class Embedding(AlloraLayer, peft_layers.Embedding):
 
     variant_class = EmbeddingVariant
 
-    def adapter_parameters(self, name: str) -> tuple[Tensor, Tensor]:
-        return self.lora_embedding_A[name], self.lora_embedding_B[name]
-
 
 class _Conv(AlloraLayer):
     variant_class = ConvVariant
@@ -206,10 +164,6 @@ class _Conv(AlloraLayer):
         if base.padding == "same":  # odd kernels only, see `check_base`
             return tuple((k - 1) // 2 for k in base.kernel_size)
         return base.padding
-
-    def adapter_row_norms(self, name: str) -> Tensor:
-        A, B = self.factor_views(name)
-        return row_norms(A, expand_groups(B, int(self.get_base_layer().groups)))  # pyright: ignore[reportArgumentType]
 
 
 class Conv1d(_Conv, peft_layers.Conv1d):
@@ -227,45 +181,36 @@ class Conv3d(_Conv, peft_layers.Conv3d):
 class ParamWrapper(AlloraLayer, peft_layers.ParamWrapper):
     """A parameter of a module, such as the stacked experts of a mixture-of-experts layer (`target_parameters`).
 
-    The weight W_e + B_e A_e is formed before it is used, so the rule sits on the matrix BA itself (`ops/delta.py`).
+    The weight W_e + B_e A_e is formed before it is used, so the rule acts on the matrix BA itself (`ops/delta_weight.py`).
     """
 
     variant_class = AlloraVariant
 
     def resolve_lora_variant(self, *, config: Any, **kwargs: Any) -> Any:
-        if not isinstance(config, AlloraConfig):
+        rule = rule_of(config)
+        if rule is None:
             return super().resolve_lora_variant(config=config, **kwargs)
-        if config.member.gradient == "entry" or config.member.output == "scaled":
+        if rule.gradient == "entry" or rule.scales_output:
             raise LayerError(
                 "target_parameters: this method reads the adapter's output, and a parameter has none",
                 remedy="target modules instead, or use the method allora",
             )
-        return None  # PEFT's ParamWrapper refuses variants; ours is noted after its `update_layer`
+        return None  # PEFT's ParamWrapper refuses variants; ours is added after its `update_layer`
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
-        if isinstance(config, AlloraConfig):
-            variant = AlloraVariant.of(config)
+        rule = rule_of(config)
+        if rule is not None:
+            variant = AlloraVariant(rule)
             self.lora_variant[adapter_name] = variant
             variant.init(self, adapter_name)
 
-    def factor_views(self, name: str) -> tuple[Tensor, Tensor]:
-        """A as (experts, r, n2) and B as (experts, n1, r), in PEFT's layout: A by expert then rank, B the reverse."""
-        A, B = whole(*self.adapter_parameters(name))
-        return self._by_expert(A.detach(), B.detach())
-
-    def _by_expert(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            A.view(self.num_experts, -1, A.shape[-1]),
-            B.view(B.shape[0], -1, self.num_experts).permute(2, 0, 1),
-        )
-
     def get_delta_weight(self, adapter_name: str, *args: Any, **kwargs: Any) -> Tensor:
         variant = self.lora_variant.get(adapter_name)
-        if not isinstance(variant, AlloraVariant) or variant.gradient == "plain":
+        if not isinstance(variant, AlloraVariant) or variant.rule.gradient == "plain":
             return super().get_delta_weight(adapter_name, *args, **kwargs)
-        A, B = self._by_expert(*whole(*self.adapter_parameters(adapter_name)))
-        delta = lora_delta(A, B, eta=variant.eta, scaling=self.scaling[adapter_name])
+        A, B = by_expert(*unsharded_parameters(self, adapter_name), self.num_experts)
+        delta = lora_delta_weight(A, B, eta=variant.rule.eta, scaling=self.scaling[adapter_name])
         if self._param_ndim == 2:
             delta = delta.squeeze(0)
         elif not self._did_swap_in_out_features:  # stored as (experts, in, out)
@@ -273,7 +218,7 @@ class ParamWrapper(AlloraLayer, peft_layers.ParamWrapper):
         return delta.to(self.get_param().dtype)
 
     def get_delta_factors(self, adapter_name: str) -> tuple[Tensor, Tensor, float]:
-        """PEFT multiplies the factors itself to save a temporary; that product would not know the rule."""
+        """PEFT multiplies these factors itself to save a temporary; its product of A and B would not follow the rule."""
         delta = self.get_delta_weight(adapter_name)
         identity = torch.eye(delta.shape[-1], dtype=delta.dtype, device=delta.device).expand(self.num_experts, -1, -1)
         return delta, identity, 1.0

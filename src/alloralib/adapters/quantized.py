@@ -1,12 +1,12 @@
-"""The rule on quantized linear layers of bitsandbytes and torchao: the frozen weight stays as it is stored.
+"""The rule on quantized linear layers of bitsandbytes and torchao. The frozen weight stays as it is stored.
 
-The rule reads A and B and never W, so PEFT's own layers for these libraries need no more than our variant.
+The rule reads A and B and never W, so PEFT's own layers for these libraries need only our variant.
 
 Foreign private API used here: `peft.tuners.lora.bnb.Linear4bit` and `Linear8bitLt`, `peft.tuners.lora.torchao.
 TorchaoLoraLinear`, and how the two libraries mark a weight: bitsandbytes' `quant_state`, `packing_format_for_cpu`,
 `support_avx512bf16_for_cpu` and `has_fp16_weights`; torchao's `act_quant_kwargs` and `activation_quantization`.
 
-Neither library is imported here before a layer of its own is met, which has imported it.
+Neither library is imported before a model with one of its layers is adapted, which has imported it already.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from peft.tuners.lora import torchao as peft_torchao
 from torch import nn
 
 from ..errors import LayerError, MergeError
-from .config import AlloraConfig
 from .layers import AlloraLayer
+from .rule import rule_of
 from .variants import AlloraVariant, LinearVariant
 
 KNOWN = "quantized Linear4bit and Linear8bitLt (bitsandbytes) and weight-only int8, intx and float8 (torchao)"
 
-_UNQUANTISED = "leave this layer out of target_modules, or load the model unquantized"
+_UNQUANTIZED = "leave this layer out of target_modules, or load the model unquantized"
 
-# torchao's tensors that compute with the weight alone quantized, and the attribute that says so by being None. With
-# quantized activations torchao has no backward pass: no gradient would reach the layers below.
+# torchao's tensors that can quantize the weight alone, and the attribute that is None if they do. With quantized activations
+# torchao has no backward pass: no gradient would reach the layers below.
 _TORCHAO_WEIGHT_ONLY = {
     "Int8Tensor": "act_quant_kwargs",
     "Float8Tensor": "act_quant_kwargs",
@@ -41,14 +41,14 @@ class _Quantized(AlloraLayer):
     variant_class = LinearVariant
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
-        if isinstance(config, AlloraConfig):  # a second adapter comes here, and not through `build_layer`
+        if rule_of(config) is not None:  # a second adapter comes here and not through `build_layer`
             layer_class(self.get_base_layer(), kwargs.get("target_name", ""))
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
 
 
 @cache
 def _bitsandbytes() -> dict[type[Any], type[Any]]:
-    """Ours by PEFT's class. A function, because PEFT's module imports bitsandbytes."""
+    """Our layer classes by PEFT's. Built on first use, because PEFT's module imports bitsandbytes."""
     from peft.tuners.lora import bnb as peft_bnb
 
     class Linear4bit(_Quantized, peft_bnb.Linear4bit):
@@ -56,8 +56,8 @@ def _bitsandbytes() -> dict[type[Any], type[Any]]:
 
         def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
             super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
-            # On a CPU with AVX512-BF16 the first evaluation repacks the weight in place for a kernel of inference, and
-            # from then on no gradient comes back through the layer and merging reads noise (bitsandbytes 0.50).
+            # On a CPU with AVX512-BF16 the first evaluation repacks the weight in place for an inference kernel. After that
+            # no gradient comes back through the layer, and merging reads noise (bitsandbytes 0.50).
             base: Any = self.get_base_layer()
             base.support_avx512bf16_for_cpu = False
 
@@ -71,11 +71,11 @@ class TorchaoLinear(_Quantized, peft_torchao.TorchaoLoraLinear):
     """nn.Linear whose weight is one of torchao's tensors, in place of `peft.tuners.lora.torchao.TorchaoLoraLinear`."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """As PEFT's, which does not ask the variant whether there is a matrix to merge."""
+        """As PEFT's, which does not ask the variant whether it can be merged."""
         for name in self.active_adapters if adapter_names is None else adapter_names:
             variant = self.lora_variant.get(name)
             if isinstance(variant, AlloraVariant):
-                variant.check_mergeable(name)
+                variant.rule.check_mergeable(f"adapter {name!r}")
         if self.get_apply_tensor_subclass is None:
             raise MergeError(
                 "the layer does not know how its weight was quantized, and a merged weight has to be quantized again",
@@ -86,7 +86,7 @@ class TorchaoLinear(_Quantized, peft_torchao.TorchaoLoraLinear):
 
 
 def ours(stock: type[nn.Module]) -> type[Any] | None:
-    """Our layer in place of PEFT's layer class `stock`, None where it is none of those here."""
+    """Our layer class in place of PEFT's class `stock`; None if that is not a class for a quantized layer."""
     if stock is peft_torchao.TorchaoLoraLinear:
         return TorchaoLinear
     if "peft.tuners.lora.bnb" not in sys.modules:
@@ -95,10 +95,10 @@ def ours(stock: type[nn.Module]) -> type[Any] | None:
 
 
 def layer_class(base: nn.Module, name: str) -> type[Any] | None:
-    """Our layer for the quantized linear layer `base`, None where it is not one of bitsandbytes' or torchao's.
+    """Our layer class for the frozen layer `base`; None if it is not a quantized linear layer of bitsandbytes or torchao.
 
     Raises:
-        LayerError: one of theirs that does not train here, with the reason.
+        LayerError: it is one that cannot be trained through, with the reason.
     """
     library = type(base).__module__.partition(".")[0]
     if library == "bitsandbytes" and isinstance(base, nn.Linear):
@@ -111,7 +111,7 @@ def layer_class(base: nn.Module, name: str) -> type[Any] | None:
 
 
 def _bitsandbytes_class(base: Any, name: str) -> type[Any] | None:
-    import bitsandbytes  # it is there: `base` is one of its layers
+    import bitsandbytes  # installed, because `base` is one of its layers
     from peft.tuners.lora import bnb as peft_bnb
 
     layers: Any = bitsandbytes.nn
@@ -122,8 +122,8 @@ def _bitsandbytes_class(base: Any, name: str) -> type[Any] | None:
             raise _refusal(
                 base,
                 name,
-                "bitsandbytes has repacked its weight for inference on this CPU, and has no gradient through that",
-                "load the model again, and add the adapter before the model is evaluated for the first time",
+                "bitsandbytes has repacked its weight for inference on this CPU, and a repacked weight has no gradient",
+                "load the model again, and add the adapter before its first evaluation",
             )
         return _bitsandbytes()[peft_bnb.Linear4bit]
     if type(base) is layers.Linear8bitLt:
@@ -141,12 +141,12 @@ def _bitsandbytes_class(base: Any, name: str) -> type[Any] | None:
 def _check_torchao(weight: Any, name: str) -> None:
     kind = type(weight).__name__
     if kind not in _TORCHAO_WEIGHT_ONLY:
-        raise _refusal(weight, name, f"it is not one of those that are tested: {', '.join(_TORCHAO_WEIGHT_ONLY)}", _UNQUANTISED)
+        raise _refusal(weight, name, f"it is not one of the tested kinds: {', '.join(_TORCHAO_WEIGHT_ONLY)}", _UNQUANTIZED)
     if getattr(weight, _TORCHAO_WEIGHT_ONLY[kind]) is not None:
         raise _refusal(
             weight,
             name,
-            "it quantizes the activations too, and torchao has no gradient through that: the layers below would not learn",
+            "it quantizes the activations too, which has no gradient in torchao: the layers below would not learn",
             "quantize the weight alone (Int8WeightOnlyConfig, Float8WeightOnlyConfig, IntxWeightOnlyConfig)",
         )
 

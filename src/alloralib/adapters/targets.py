@@ -1,4 +1,4 @@
-"""Which modules a run adapts: checked by name before anything is built."""
+"""Which modules a run adapts: names are checked before anything is built."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ ALL_LINEAR = "all-linear"
 
 
 def check_targets(model: nn.Module, targets: str | list[str]) -> None:
-    """Raise where a name in `targets` fits no module of `model`. PEFT itself only notices when none of them fits.
+    """Raise if a name in `targets` matches no module of `model`. PEFT itself only notices if none of the names matches.
 
     Args:
         model: before it gets an adapter.
-        targets: names (a module's full name, or its end), a regular expression, or "all-linear".
+        targets: names (a module's full name, or the end of it), a regular expression, or "all-linear".
 
     Raises:
-        ConfigError: with the nearest module names.
+        ConfigError: with the module names closest in spelling.
     """
     if targets == ALL_LINEAR:
         return
@@ -28,14 +28,14 @@ def check_targets(model: nn.Module, targets: str | list[str]) -> None:
     leaves = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if name and not list(m.children())})
     if isinstance(targets, str):
         try:
-            fits = any(re.fullmatch(targets, name) for name in names)
+            matches = any(re.fullmatch(targets, name) for name in names)
         except re.error as error:
             raise ConfigError(
-                f"target_modules={targets!r} is no regular expression: {error}", remedy="separate several names by commas"
+                f"target_modules={targets!r} is not a valid regular expression: {error}", remedy="separate names with commas"
             ) from None
-        if not fits:
+        if not matches:
             raise ConfigError(
-                f"target_modules={targets!r} fits no module", remedy=did_you_mean(targets.rpartition(".")[2], leaves)
+                f"target_modules={targets!r} matches no module", remedy=did_you_mean(targets.rpartition(".")[2], leaves)
             )
         return
     for target in targets:
@@ -46,5 +46,5 @@ def check_targets(model: nn.Module, targets: str | list[str]) -> None:
 
 
 def adapted_modules(model: nn.Module) -> list[str]:
-    """The names of the modules that hold a LoRA adapter, in the order of the model."""
+    """Names of the modules with a LoRA adapter, in the order of the model."""
     return [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]

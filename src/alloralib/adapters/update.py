@@ -1,15 +1,15 @@
-"""The decoupled rule, `apply_to="update"`: the optimizer's step is scaled instead of the gradient.
+"""The rule on the optimizer's step, `apply_to="update"`: the step is scaled instead of the gradient.
 
-Adam and Adafactor divide a gradient by its own root-mean-square, and a slowly varying row factor cancels. So, as AdamW
-takes weight decay out of the gradient, this takes the scale out of it: gradients are LoRA's own, and after the step
+Adam and Adafactor divide a gradient by its own root-mean-square, and a slowly varying row factor cancels. So the scale is
+decoupled from the gradient, as AdamW decouples weight decay: gradients are LoRA's own, and after the optimizer's step
 
-    dB_i  <-  s_i dB_i                                s from the weights before the step
-    dA    <-  dA * ||diag(s) B||_F / ||B||_F           (eta where B = 0)
+    dB_i  <-  s_i dB_i                               s from the weights before the step
+    dA    <-  dA * ||diag(s) B||_F / ||B||_F         (eta where B = 0)
 
-Weight decay that the optimizer applies to the weight itself is left out of the rescaling.
+Weight decay that the optimizer applies to the weight itself is not rescaled.
 
-Nothing has to be called: the first layer that trains this way installs a step hook for every torch optimizer of the
-process (`torch.optim.optimizer.register_optimizer_step_*_hook`), so a trainer that never heard of the rule follows it
+Nobody has to call anything: the first layer that trains this way installs a step hook for every torch optimizer of the
+process (`torch.optim.optimizer.register_optimizer_step_*_hook`), so that a trainer which knows nothing of the rule follows it
 instead of training plain LoRA.
 """
 
@@ -26,9 +26,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from ..errors import ConfigError, LayerError
 from ..ops.scale import scale
+from .factors import adapter_matrices, adapter_parameters, adapter_row_norms
 
-# Optimizers whose weight decay is part of the gradient, and those that shrink the weight by lr * weight_decay. The ones
-# that do either say so themselves in their groups (`decoupled_weight_decay`: Adam, AdamW, NAdam, RAdam).
+# Optimizers whose weight decay is part of the gradient, and those that shrink the weight by lr * weight_decay. Those that
+# can do either (Adam, AdamW, NAdam, RAdam) say which in their groups, under `decoupled_weight_decay`.
 _COUPLED = {"SGD", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD", "Adamax", "SparseAdam", "LBFGS"}
 _DECOUPLED = {"AdamW", "Adafactor", "Muon"}
 
@@ -36,12 +37,12 @@ _DECOUPLED = {"AdamW", "Adafactor", "Muon"}
 class _Step(NamedTuple):
     """The state of one adapter of one layer before an optimizer's step."""
 
-    A: Tensor | None  # views of the parameters, None where this optimizer does not hold them
+    A: Tensor | None  # views into the parameters; None if this optimizer does not hold them
     B: Tensor | None
-    kept_A: Tensor | None  # the weights that the step starts from, after decoupled weight decay
-    kept_B: Tensor | None
-    rows: Tensor  # (..., n1, 1), s
-    ratio: Tensor  # (..., 1, 1)
+    start_A: Tensor | None  # the weights that the gradient's step starts from: after decoupled weight decay
+    start_B: Tensor | None
+    s: Tensor  # (..., n1, 1)
+    ratio: Tensor  # (..., 1, 1), ||diag(s) B||_F / ||B||_F
 
 
 _layers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -50,7 +51,7 @@ _hooks: list[Any] = []
 
 
 def track(layer: Any) -> None:
-    """Scale the steps of `layer`'s adapters that ask for it, from now on, under any torch optimizer."""
+    """From now on, scale the steps of those adapters of `layer` whose rule has apply_to="update", under any torch optimizer."""
     _layers.add(layer)
     if not _hooks:
         _hooks.append(register_optimizer_step_pre_hook(_before))
@@ -63,60 +64,61 @@ def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     steps: list[_Step] = []
     for layer in list(_layers):
         for name, variant in layer.lora_variant.items():
-            if getattr(variant, "apply_to", None) == "update":
-                step = _note(layer, name, variant.eta, optimizer, groups)
+            rule = getattr(variant, "rule", None)
+            if rule is not None and rule.apply_to == "update":
+                step = _start(layer, name, rule.eta, optimizer, groups)
                 if step is not None:
                     steps.append(step)
     _pending[id(optimizer)] = steps
 
 
-def _note(layer: Any, name: str, eta: float, optimizer: Optimizer, groups: dict[int, Any]) -> _Step | None:
-    param_A, param_B = layer.adapter_parameters(name)
-    group_A, group_B = groups.get(id(param_A)), groups.get(id(param_B))
+def _start(layer: Any, name: str, eta: float, optimizer: Optimizer, groups: dict[int, Any]) -> _Step | None:
+    found = adapter_parameters(layer, name)
+    assert found is not None
+    group_A, group_B = (groups.get(id(parameter)) for parameter in found)
     if group_A is None and group_B is None:
         return None
-    if isinstance(param_B, DTensor):
+    if isinstance(found[1], DTensor):
         raise LayerError(
-            "apply_to='update' does not know sharded parameters", remedy="use apply_to='gradient', or train unsharded"
+            "apply_to='update' does not support sharded parameters", remedy="use apply_to='gradient', or train unsharded"
         )
-    A, B = layer.factor_views(name)
-    s = scale(layer.adapter_row_norms(name), eta).unsqueeze(-1)
+    A, B = adapter_matrices(layer, name)
+    s = scale(adapter_row_norms(layer, name), eta).unsqueeze(-1)
     wide = B.to(s.dtype)
     norm = torch.linalg.matrix_norm(wide, keepdim=True)
-    ratio = torch.where(norm > 0, torch.linalg.matrix_norm(s * wide, keepdim=True) / norm, torch.full_like(norm, eta))
     return _Step(
-        A if group_A is not None else None,
-        B if group_B is not None else None,
-        None if group_A is None else A.to(s.dtype, copy=True).mul_(1 - _decay(optimizer, group_A)),
-        None if group_B is None else B.to(s.dtype, copy=True).mul_(1 - _decay(optimizer, group_B)),
-        s,
-        ratio,
+        A=None if group_A is None else A,
+        B=None if group_B is None else B,
+        start_A=None if group_A is None else A.to(s.dtype, copy=True).mul_(1 - _decay(optimizer, group_A)),
+        start_B=None if group_B is None else B.to(s.dtype, copy=True).mul_(1 - _decay(optimizer, group_B)),
+        s=s,
+        ratio=torch.where(norm > 0, torch.linalg.matrix_norm(s * wide, keepdim=True) / norm, eta),
     )
 
 
 @torch.no_grad()
 def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for step in _pending.pop(id(optimizer), []):
-        if step.A is not None and step.kept_A is not None:
-            step.A.copy_(step.kept_A + step.ratio * (step.A - step.kept_A))
-        if step.B is not None and step.kept_B is not None:
-            step.B.copy_(step.kept_B + step.rows * (step.B - step.kept_B))
+        if step.A is not None and step.start_A is not None:
+            step.A.copy_(step.start_A + step.ratio * (step.A - step.start_A))
+        if step.B is not None and step.start_B is not None:
+            step.B.copy_(step.start_B + step.s * (step.B - step.start_B))
 
 
 def _decay(optimizer: Optimizer, group: dict[str, Any]) -> float:
-    """The share by which this step shrinks the weights themselves, apart from the gradient's step."""
+    """The fraction by which this step shrinks the weights themselves, apart from the gradient's step."""
     weight_decay = group.get("weight_decay", 0) or 0
     if weight_decay == 0:
         return 0.0
     names = {cls.__name__ for cls in type(optimizer).__mro__}
-    # transformers' Adafactor can replace the learning rate by one of its own, which the group does not show
+    # transformers' Adafactor can use a learning rate of its own, which the group does not show
     own_rate = group.get("relative_step") or group.get("scale_parameter")
     if group.get("decoupled_weight_decay", bool(names & _DECOUPLED)) and not own_rate:
         return float(group["lr"]) * weight_decay
     if "decoupled_weight_decay" in group or names & _COUPLED:
         return 0.0
     raise ConfigError(
-        f"cannot tell how {type(optimizer).__name__} applies weight_decay={weight_decay}, so the update rule cannot leave it "
-        "out",
+        f"cannot tell how {type(optimizer).__name__} applies weight_decay={weight_decay}, so apply_to='update' cannot "
+        "exclude it from the rescaling",
         remedy="set weight_decay=0 for the adapter's parameters, or use apply_to='gradient'",
     )

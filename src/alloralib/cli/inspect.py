@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect, and print the description."""
-    from ..adapters.inspection import inspect_adapter
     from ..errors import ConfigError
+    from ..export.inspect import inspect_adapter
 
     picture = None if arguments.picture is None else Path(arguments.picture)
     if picture is not None and picture.suffix.lower() not in _FORMATS:

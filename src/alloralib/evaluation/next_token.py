@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..adapters.siblings import chunked_logits
-from ..ops.cross_entropy import TokenScores, cross_entropy, linear_cross_entropy
+from ..ops import fast_paths
+from ..ops.cross_entropy import cross_entropy, linear_cross_entropy
 
 IGNORED = -100
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -31,12 +31,12 @@ class NextTokens(NamedTuple):
     """Every token of a batch that has a label and one before it.
 
     Attributes:
-        scores: of those tokens, row by row.
+        loss: (N,), the cross-entropy of each of those tokens in nats, row by row.
         mask: (batch, length - 1), bool; entry [i, t] is for the token t + 1 of row i.
         output: what the model returned; its logits mean nothing.
     """
 
-    scores: TokenScores
+    loss: Tensor
     mask: Tensor
     output: Any
 
@@ -76,7 +76,7 @@ def score_next_tokens(
 def why_not_chunked(model: Any) -> str | None:
     """Why a model's logits are made by its own head all at once; None where they are made in chunks."""
     head, weight = _head(model), getattr(_head(model), "weight", None)
-    if not chunked_logits():
+    if not fast_paths.current().chunked_loss:
         return "it is turned off, or the model is being compiled"
     if type(head) is not nn.Linear:
         return f"the output layer is no plain nn.Linear, but {type(head).__name__}: adapted, quantized or sharded"
@@ -99,9 +99,9 @@ def _base(model: Any) -> Any:
 
 def _through(
     head: nn.Linear, call: Callable[..., Any], inputs: dict[str, Any], mask: Tensor, wanted: Tensor
-) -> tuple[TokenScores, Any] | None:
-    """Scores and the model's output with another head in place; None where the model has more to do with its logits."""
-    seen: list[tuple[TokenScores, Tensor]] = []
+) -> tuple[Tensor, Any] | None:
+    """Losses and the model's output with another head in place; None where the model has more to do with its logits."""
+    seen: list[tuple[Tensor, Tensor]] = []
 
     def forward(hidden: Tensor) -> Tensor:
         blank = hidden.new_zeros(()).expand(*hidden.shape[:-1], head.out_features)

@@ -82,7 +82,7 @@ def evaluate_loss(model: Any, examples: Any, collate: Collate, batch_size: int, 
             found = score_next_tokens(model, batch, labels)
             owner = found.mask.nonzero()[:, 0].cpu().numpy()
             counts[rows] = np.bincount(owner, minlength=len(rows))
-            totals[rows] = np.bincount(owner, weights=found.scores.loss.double().cpu().numpy(), minlength=len(rows))
+            totals[rows] = np.bincount(owner, weights=found.loss.double().cpu().numpy(), minlength=len(rows))
             progress(len(rows))
     tokens = int(counts.sum())
     loss = float(totals.sum() / max(tokens, 1))

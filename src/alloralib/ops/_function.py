@@ -1,4 +1,4 @@
-"""`torch.autograd.Function`, typed: torch's own annotations lose the types on the way."""
+"""`torch.autograd.Function` with static types, which torch's own annotations lose."""
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 from __future__ import annotations
@@ -14,15 +14,10 @@ Backward = TypeVar("Backward", bound=Callable[..., Any])
 
 
 def once(backward: Backward) -> Backward:
-    """Mark a backward pass that must not be differentiated again: it raises instead of giving a wrong number."""
+    """Mark a backward pass that cannot be differentiated: a second derivative raises instead of being wrong."""
     return cast(Backward, once_differentiable(backward))
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
     """`function.apply(*args)`, for functions with one output."""
     return cast(Tensor, function.apply(*args))
-
-
-def apply_many(function: type[torch.autograd.Function], *args: Any) -> tuple[Tensor, ...]:
-    """`function.apply(*args)`, for functions with several outputs."""
-    return cast("tuple[Tensor, ...]", function.apply(*args))

@@ -1,10 +1,10 @@
-"""What stands between the linear layers of a decoder, an autograd node each: RMS norm, rotary embedding, gate.
+"""The frozen operations between the linear layers of a decoder, RMS norm and gate, in one autograd node each.
 
-As models write them they are five to ten operations each, every one of which reads and writes the whole tensor in both
-directions. Here a pass over memory that can be spared is spared, and what can be had again from what is kept anyway is not
-kept. Nothing of it is trained: weight, cosines and sines get no gradient. The slow twins are transformers' own
-(`LlamaRMSNorm`, `apply_rotary_pos_emb`, `LlamaMLP`). Liger's kernels, which transformers can put in, do the same and need
-Triton; these are torch's own operations and run on any device.
+Written as models write them they are five to ten operations each, and every one reads and writes the whole tensor in the
+forward and in the backward pass. These nodes make fewer passes over memory, and recompute in the backward pass what is cheap
+to recompute from tensors that are kept anyway. Their weights get no gradient. The slow twins are transformers' own modules
+(`LlamaRMSNorm`, `LlamaMLP`). Liger's kernels, which transformers can install, do the same but need Triton; these are torch's
+own operations and run on any device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._function import apply, once
 
-_linalg: Any = torch.linalg  # untyped, both
+_linalg: Any = torch.linalg  # both are untyped
 _aten: Any = torch.ops.aten
 
 
@@ -44,7 +44,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """weight * x / sqrt(mean(x^2) + eps), normed in float32 as Llama does (arXiv:1910.07467, equation 4).
+    """weight * x / sqrt(mean(x^2) + eps), normalized in float32 as Llama does (arXiv:1910.07467, equation 4).
 
     Args:
         x: (..., n), floating.
@@ -52,46 +52,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         eps: added to the mean of the squares.
 
     Returns:
-        (..., n), in the dtype that `weight * x` has. Second derivatives raise.
+        (..., n), in the dtype of `weight * x`. Second derivatives raise a RuntimeError.
     """
     return apply(_RMSNorm, x, weight, eps)
-
-
-class _Rotary(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, 1)
-
-    @staticmethod
-    @once
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        half = sin.shape[-1] // 2
-        swapped = torch.cat([sin[..., half:], sin[..., :half]], dim=-1)  # the transpose takes the other half's sine
-        return _rotated(grad_outputs[0], cos, swapped, -1), None, None
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    half = x.shape[-1] // 2
-    out = x * cos
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
-    return out
-
-
-def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x * cos + [-x_2, x_1] * sin, where x_1 and x_2 are the halves of the last dimension (arXiv:2104.09864, equation 34,
-    with a head's pairs half a head apart, as transformers has them).
-
-    Args:
-        x: (..., d), d even.
-        cos, sin: what multiplies with x, of the same dtype.
-
-    Returns:
-        of x's shape and dtype. Second derivatives raise.
-    """
-    return apply(_Rotary, x, cos, sin)
 
 
 class _Gated(torch.autograd.Function):
@@ -109,12 +72,12 @@ class _Gated(torch.autograd.Function):
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, the SwiGLU of arXiv:2002.05202, section 2; keeps the two and makes silu(gate) again.
+    """silu(gate) * up, the SwiGLU of arXiv:2002.05202, section 2. The backward pass recomputes silu(gate).
 
     Args:
-        gate, up: of one shape and dtype.
+        gate, up: of equal shape and dtype.
 
     Returns:
-        of that shape and dtype. Second derivatives raise.
+        a tensor of that shape and dtype. Second derivatives raise a RuntimeError.
     """
     return apply(_Gated, gate, up)

@@ -1,10 +1,10 @@
-"""The rule on an embedding: f(token) = c B A[:, token], rows of BA = output features.
+"""ALLoRA on an embedding: f(token) = c B A[:, token]; rows of BA are output features.
 
-    H      = A[:, tokens]^T                                         N x r
-    dL/dB  = c diag(s) G^T H                                        s from the norms of BA over the whole vocabulary
-    dL/dA  = columns of A: c G diag(s) B added up over the tokens that read them
+    H   = A[:, tokens]^T                 N x r
+    dB  = c diag(s) G^T H                s from the row norms of BA over the whole vocabulary
+    dA  = P_A = c G diag(s) B (N x r), its rows added up in the columns of A that the tokens read
 
-There is no gradient for the input, whose entries are integers. The slow twin is `reference.embedding`.
+The input is integer and has no gradient. The slow twin is `reference.embedding`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._function import apply, once
-from .adaptors import GradientAdaptor
+from .family import GradientAdaptor
 from .lowrank import lowrank_backward
 from .precision import without_autocast
 
@@ -24,43 +24,34 @@ from .precision import without_autocast
 class _LoraEmbedding(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        tokens: Tensor,
-        A: Tensor,
-        B: Tensor,
-        padding_idx: int | None,
-        scaling: float,
-        gradient: GradientAdaptor,
-        eta: float,
-    ) -> Tensor:
-        ctx.padding_idx, ctx.scaling, ctx.gradient, ctx.eta = padding_idx, scaling, gradient, eta
+        ctx: Any, tokens: Tensor, A: Tensor, B: Tensor,
+        padding_idx: int | None, gradient: GradientAdaptor, eta: float, c: float,
+    ) -> Tensor:  # fmt: skip
+        ctx.padding_idx, ctx.gradient, ctx.eta, ctx.c = padding_idx, gradient, eta, c
         flat = tokens.reshape(-1)
         with without_autocast(A.device.type):
-            hidden = F.embedding(flat, A.mT)
-            y = hidden @ B.mT
-            if scaling != 1:
-                y = y * scaling
-        ctx.save_for_backward(flat, A, B, hidden)
-        return y.view(*tokens.shape, B.shape[0])
+            H = F.embedding(flat, A.mT)
+            f = H @ B.mT
+            f = f if c == 1 else c * f
+        ctx.save_for_backward(flat, A, B, H)
+        return f.view(*tokens.shape, B.shape[0])
 
     @staticmethod
     @once
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        flat, A, B, hidden = ctx.saved_tensors
-        grad_A = None
+        flat, A, B, H = ctx.saved_tensors
+        _, need_A, need_B = ctx.needs_input_grad[:3]
+        dA = None
         with without_autocast(A.device.type):
-            grad = grad_outputs[0].reshape(-1, B.shape[0]).to(A.dtype)
-            low = lowrank_backward(
-                grad, hidden, A, B, scaling=ctx.scaling, gradient=ctx.gradient, eta=ctx.eta, need_input=False
-            )
-            if ctx.needs_input_grad[1]:
-                for_A = low.for_A
-                if ctx.padding_idx is not None:  # as nn.Embedding: the padding token's column is not trained
-                    for_A = for_A * (flat != ctx.padding_idx).unsqueeze(-1)
+            G = grad_outputs[0].reshape(-1, B.shape[0]).to(A.dtype)
+            low = lowrank_backward(G, H, A, B, c=ctx.c, gradient=ctx.gradient, eta=ctx.eta, need_X=False)
+            if need_A:
+                rows = low.P_A
+                if ctx.padding_idx is not None:  # as in nn.Embedding, the padding token's column is not trained
+                    rows = rows * (flat != ctx.padding_idx).unsqueeze(-1)
                 columns = torch.zeros(A.shape[1], A.shape[0], dtype=A.dtype, device=A.device)
-                grad_A = columns.index_add_(0, flat, for_A).mT.contiguous()
-        grad_B = low.B if ctx.needs_input_grad[2] else None
-        return None, grad_A, grad_B, None, None, None, None
+                dA = columns.index_add_(0, flat, rows).mT.contiguous()
+        return None, dA, low.dB if need_B else None, None, None, None, None
 
 
 def lora_embedding(
@@ -85,6 +76,6 @@ def lora_embedding(
         scaling: constant factor c on the branch.
 
     Returns:
-        (..., d) in the dtype of A. Second derivatives raise.
+        (..., d) in the dtype of A. Second derivatives raise a RuntimeError.
     """
-    return apply(_LoraEmbedding, tokens, A, B, padding_idx, scaling, gradient, eta)
+    return apply(_LoraEmbedding, tokens, A, B, padding_idx, gradient, eta, scaling)

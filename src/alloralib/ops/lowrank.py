@@ -1,14 +1,22 @@
-"""The backward pass that all layer types share: from the gradient at f = c B h to B and to the bottleneck h = A x.
+"""The backward pass that all layer types share: from the gradient at f = c H B^T to B and to the bottleneck H = X A^T.
 
-Notation: rows of G are tokens. G is N x n1, H = X A^T is N x r, B is n1 x r, c is a constant factor.
+Rows are tokens: X is N x n2, H is N x r, G = dL/df is N x n1; A is r x n2, B is n1 x r, c is a constant factor.
 
-    natural   dL/dB = c G^T H                 dL/dH = c G B                  both for A and for x
-    row       dL/dB = c diag(s) G^T H         for A: c G diag(s) B           for x: c G B
-    entry     dL/dB = c (G*S)^T H             for A: c (G*S) B               for x: c G B
+    dB   = c (G S)^T H                   the gradient of B
+    P_A  = c (G S) B                     dL/dH as A sees it:  dA = P_A^T X
+    P_X  = c G B                         dL/dH as X sees it:  dX = P_X A
 
-s = scale(||(BA)_i||), S = scale(|f|), both constants of differentiation. Only what feeds A and B is rescaled; the
-gradient that travels on to x is LoRA's own (section 4.2).
+S is what the method does to the gradient, a constant of differentiation:
+
+    plain   LoRA        S = 1
+    row     ALLoRA      G S = G diag(s),  s_i  = scale(||(BA)_i||)
+    entry   ALLoRA-OD   G S = G * S,      S_ti = scale(|f_ti|)
+
+Only what reaches A and B is scaled. The gradient that travels on to X is LoRA's own (section 4.2 of arXiv:2410.09692).
 """
+
+# pyright: reportConstantRedefinition=false
+# (the equations' symbols are capitals)
 
 from __future__ import annotations
 
@@ -17,69 +25,57 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import products
-from .adaptors import GradientAdaptor
-from .ahead import Coming
-from .held import once_per_step
+from . import matmul
+from .family import GradientAdaptor
 from .precision import in_dtype
-from .scale import scale
+from .scale import row_scale, scale
 
 
 class LowRankGrads(NamedTuple):
-    """Gradients of one low-rank branch, in the compute dtype; `for_input` is None unless it was asked for."""
+    """Gradients of one low-rank branch, in the compute dtype."""
 
-    B: Tensor  # (n1, r)
-    for_A: Tensor  # (N, r), dL/dH as A sees it
-    for_input: Tensor | None  # (N, r), dL/dH as x sees it
+    dB: Tensor  # (n1, r)
+    P_A: Tensor  # (N, r)
+    P_X: Tensor | None  # (N, r); None unless the gradient of X is needed
 
 
 def lowrank_backward(
-    grad: Tensor,
-    hidden: Tensor,
-    A: Tensor,
-    B: Tensor,
-    *,
-    scaling: float,
-    gradient: GradientAdaptor,
-    eta: float,
-    need_input: bool,
-    coming: Coming | None = None,
+    G: Tensor, H: Tensor, A: Tensor, B: Tensor, *, c: float, gradient: GradientAdaptor, eta: float, need_X: bool
 ) -> LowRankGrads:
-    """Gradients at B and at the bottleneck.
+    """Gradients at B and at the bottleneck; not differentiable.
 
     Args:
-        grad: G, (N, n1), in the compute dtype.
-        hidden: H, (N, r), in the compute dtype.
+        G: (N, n1), in the compute dtype.
+        H: (N, r), in the compute dtype.
         A: (r, n2), in its own dtype; only its Gram matrix is read.
         B: (n1, r), in its own dtype.
-        scaling: c.
-        gradient: which gradient adaptor.
-        eta: ignored by "plain".
-        need_input: whether the input of the layer wants a gradient.
-        coming: what the forward pass has announced of A and B; read by "row".
+        c: constant factor on the branch.
+        gradient: the gradient adaptor.
+        eta: the scale at zero magnitude, > 0; ignored by "plain".
+        need_X: whether the input of the layer needs a gradient.
     """
-    b = in_dtype(B, grad.dtype)
+    b = in_dtype(B, G.dtype)
     if gradient == "row":
-        s = once_per_step(A, B, eta, coming)  # (n1, 1), float32 or wider
-        sb = in_dtype(s * B, grad.dtype)
-        grad_B = products.inner(grad, hidden).mul_(in_dtype(s if scaling == 1 else scaling * s, grad.dtype))
-        if need_input:  # the two uses of B in one product of width 2r
-            for_A, for_input = products.linear(grad, torch.cat([sb, b], dim=1).mT).chunk(2, dim=1)
+        s = row_scale(A, B, eta)  # (n1, 1), float32 or wider
+        sB = in_dtype(s * B, G.dtype)
+        dB = matmul.inner(G, H).mul_(in_dtype(s if c == 1 else c * s, G.dtype))
+        if need_X:  # G [diag(s) B | B]: the two uses of B in one product of width 2r
+            P_A, P_X = matmul.linear(G, torch.cat([sB, b], dim=1).mT).chunk(2, dim=1)
         else:
-            for_A, for_input = products.linear(grad, sb.mT), None
+            P_A, P_X = matmul.linear(G, sB.mT), None
     else:
-        trained = grad
-        if gradient == "entry":
-            output = scaling * (hidden @ b.mT).to(torch.promote_types(grad.dtype, torch.float32))
-            trained = grad * scale(output.abs(), eta).to(grad.dtype)
-        grad_B = products.inner(trained, hidden)
-        if scaling != 1:
-            grad_B = grad_B * scaling
-        for_A = products.linear(trained, b.mT)
-        for_input = None
-        if need_input:
-            for_input = for_A if trained is grad else products.linear(grad, b.mT)
-    if scaling != 1:
-        for_A = for_A * scaling
-        for_input = None if for_input is None else for_input * scaling
-    return LowRankGrads(grad_B, for_A, for_input)
+        GS = G if gradient == "plain" else G * _entry_scale(H, b, c, eta)
+        dB = matmul.inner(GS, H)
+        if c != 1:
+            dB = c * dB
+        P_A = matmul.linear(GS, b.mT)
+        P_X = None if not need_X else P_A if GS is G else matmul.linear(G, b.mT)
+    if c != 1:
+        P_A, P_X = c * P_A, None if P_X is None else c * P_X
+    return LowRankGrads(dB, P_A, P_X)
+
+
+def _entry_scale(H: Tensor, B: Tensor, c: float, eta: float) -> Tensor:
+    """scale(|f|) entry by entry: (N, n1) in the dtype of H, computed in float32 or wider."""
+    f = c * (H @ B.mT).to(torch.promote_types(H.dtype, torch.float32))
+    return scale(f.abs(), eta).to(H.dtype)

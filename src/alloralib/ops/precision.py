@@ -1,4 +1,4 @@
-"""In which dtype products are taken: autocast decides once, at the edge of a node, and is off inside of it."""
+"""The dtype of the products inside an autograd node: autocast decides it once, on entry, and is off inside."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NOTHING = nullcontext()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype products are taken in: autocast's where it is on for x's device, else x's own."""
+    """The dtype that products with x are computed in: autocast's where it is on for x's device, else x's own."""
     device = x.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -19,10 +19,10 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)`, and no call where it has that dtype: a node makes many, for layers that may be small."""
+    """`tensor.to(dtype)`, without the call where nothing changes: layers can be small, and a node would make many."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def without_autocast(device: str) -> AbstractContextManager[object]:
-    """Autocast switched off on a kind of device; where it is off already, nothing, which takes no time."""
+    """A context with autocast off on a kind of device; free of cost where it is off already."""
     return torch.autocast(device_type=device, enabled=False) if torch.is_autocast_enabled(device) else _NOTHING

@@ -1,7 +1,7 @@
-"""The slow twin of every operation, written as section 4.2 reads; the oracle of the tests.
+"""The slow twin of every operation, written as section 4.2 of the paper reads: the oracle of the tests.
 
-BA is formed, norms are taken row by row, and autograd does the rest through a straight-through surrogate: its value is
-B A x; A and B get the gradient of stopgrad(s) * (B A stopgrad(x)); x gets the gradient of B A x.
+BA is formed, its row norms are computed directly, and autograd does the rest through a straight-through estimator. Its value
+is B A x; A and B get the gradient of stopgrad(s) * (B A stopgrad(x)); x gets the gradient of B A x.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adaptors import GradientAdaptor
+from .family import GradientAdaptor
 
 
 def row_norms(A: Tensor, B: Tensor) -> Tensor:
-    """(..., r, n2), (..., n1, r) -> (..., n1): the norms of the rows of BA, BA formed."""
+    """||(BA)_i||, with BA formed: A (..., r, n2), B (..., n1, r) -> (..., n1)."""
     return (B @ A).square().sum(dim=-1).sqrt()
 
 
 def scale(magnitude: Tensor, eta: float) -> Tensor:
-    """1 / sqrt(magnitude + 1/eta^2), as printed."""
+    """1 / sqrt(magnitude + 1/eta^2), as printed in section 4.2."""
     return 1 / torch.sqrt(magnitude + 1 / eta**2)
 
 
@@ -35,7 +35,7 @@ def straight_through(
     eta: float,
     norms: Callable[[], Tensor],
 ) -> Tensor:
-    """The surrogate, for any branch(x, A, B) and any layer type.
+    """The straight-through estimator, for any branch(x, A, B) and any layer type.
 
     `norms` gives ||(BA)_i|| in a shape that broadcasts against the branch's output.
     """
@@ -76,7 +76,7 @@ def conv(
     x: Tensor, A: Tensor, B: Tensor, *, stride: tuple[int, ...], padding: tuple[int, ...], groups: int = 1,
     gradient: GradientAdaptor = "row", eta: float = 2.0, scaling: float = 1.0,
 ) -> Tensor:  # fmt: skip
-    """Twin of `conv.lora_conv`; the norms from each group's own rows of A."""
+    """Twin of `conv.lora_conv`; row norms from each group's own rows of A."""
     convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.dim()]
 
     def norms() -> Tensor:
@@ -91,7 +91,7 @@ def conv(
 
 
 def scaled_output(f: Tensor, eta: float) -> Tensor:
-    """Twin of `output.scaled_output`: f / sqrt(|f| + 1/eta^2)."""
+    """Twin of `scale.scaled_output`: f / sqrt(|f| + 1/eta^2)."""
     return f / torch.sqrt(f.abs() + 1 / eta**2)
 
 
@@ -100,8 +100,8 @@ def cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
     return -F.linear(hidden, weight, bias).log_softmax(dim=-1)[torch.arange(len(labels)), labels]
 
 
-def delta(A: Tensor, B: Tensor, *, eta: float, scaling: float = 1.0) -> Tensor:
-    """Twin of `delta.lora_delta`: the branch on the identity matrix, transposed."""
+def delta_weight(A: Tensor, B: Tensor, *, eta: float, scaling: float = 1.0) -> Tensor:
+    """Twin of `delta_weight.lora_delta_weight`: the branch on the identity matrix, transposed."""
     identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     return straight_through(
         lambda x, A, B: scaling * (x @ (B @ A).mT),

@@ -11,7 +11,7 @@ def draw_adapter(inspection: dict[str, Any], path: str | os.PathLike[str]) -> No
     """Write the mean (dot) and largest (tick) row norm of BA of every layer, one color per kind of module, as a PNG or PDF.
 
     Args:
-        inspection: `Inspection.to_dict()` of `alloralib.adapters.inspection`.
+        inspection: `Inspection.to_dict()` of `alloralib.export.inspect`.
         path: the file to write; its ending says the format.
     """
     from matplotlib.figure import Figure  # no pyplot: no window, no global state

@@ -20,8 +20,8 @@ from transformers import get_scheduler
 from transformers.optimization import Adafactor
 from transformers.utils import logging
 
-from ..adapters.measure import layer_states
 from ..adapters.methods import make_config, optimizer_groups
+from ..adapters.monitor import layer_states
 from ..data.examples import build_examples, collator
 from ..data.forms import Columns
 from ..data.labels import label_ids, label_names
@@ -187,8 +187,7 @@ def finite(value: float) -> float:
 def make_optimizer(settings: Settings, model: Any) -> torch.optim.Optimizer:
     """adamw, sgd, momentum (.9), or adafactor as in the lab's harness: a fixed rate, no parameter scale, clipped at 1."""
     lr, decay = settings["learning_rate"], settings["weight_decay"]
-    parameters: Any = optimizer_groups(settings["method"], model, lr, decay)
-    parameters = parameters or [p for p in model.parameters() if p.requires_grad]
+    parameters: Any = optimizer_groups(model, settings["method"], learning_rate=lr, weight_decay=decay)
     name = settings["optimizer"]
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)

@@ -103,8 +103,8 @@ def adapted(key: Key, settings: Settings) -> tuple[Any, Any]:
     """The frozen model with the cell's adapter, drawn from its seed, and the tokenizer."""
     from peft import TaskType, get_peft_model
 
-    from ..adapters.methods import METHODS as KNOWN
     from ..adapters.methods import make_config
+    from ..ops.family import METHODS as KNOWN
     from ..training.models import load_model, load_processor, locate
 
     path = locate(settings["models"][key["model"]]["name"])
@@ -115,7 +115,7 @@ def adapted(key: Key, settings: Settings) -> tuple[Any, Any]:
     method = METHODS[key["method"]]
     config = make_config(
         method, r=key["r"], eta=key["eta2"] ** 0.5 if "eta2" in key else None,
-        dropout=settings["dropout"] if "dropout" in KNOWN[method].knobs else None,
+        dropout=settings["dropout"] if "dropout" in KNOWN[method].settings else None,
         target_modules=list(TARGETS), task_type=TaskType.CAUSAL_LM,
     )  # fmt: skip
     torch.manual_seed(key["seed"])

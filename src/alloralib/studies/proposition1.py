@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.linear import lora_linear
-from ..ops.theory import low_rank_norm, ripple_bound
+from ..ops.ripple import low_rank_norm, ripple_bound
 from ..reporting.study_figures import draw_proposition1
 from . import ripple_transformer
 from .frame import Cell, Claim, Finding, Key, Result, Settings, Study, judged, judged_range, select

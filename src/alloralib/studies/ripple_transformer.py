@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ModelError, TrainingError
-from ..ops.theory import low_rank_norm, ripple_bound
+from ..ops.ripple import low_rank_norm, ripple_bound
 from .frame import Cell, Finding, Key, Result, Settings, judged, select
 from .held_norm import hold_norms
 from .images import StudyData

@@ -26,9 +26,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig
 
-from ..adapters.export import Proof, export_merged, export_peft
-from ..adapters.gguf_export import export_gguf, find_converter
-from ..adapters.inspection import read_config, read_weights
 from ..data.forms import KINDS, LANGUAGE, Kind
 from ..errors import ConfigError, MergeError, did_you_mean
 from ..evaluation.evaluate import evaluate_examples
@@ -36,6 +33,11 @@ from ..evaluation.generation import Prompt, generate_answers
 from ..evaluation.metrics import Evaluation
 from ..evaluation.paired import compare_evaluations
 from ..evaluation.scoring import class_logits
+from ..export.gguf import export_gguf, find_converter
+from ..export.inspect import read_config, read_weights
+from ..export.merged import export_merged
+from ..export.peft import export_peft
+from ..export.proof import Proof
 from ..records import RECORD_FILE, RunRecord
 from .config import RunConfig
 from .models import load_model, load_processor, locate

@@ -34,9 +34,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..adapters.siblings import packs_rows
 from ..evaluation.batching import MAX_PADDING, evaluation_mode
 from ..evaluation.next_token import takes
+from ..ops import fast_paths
 from .batches import right_padded
 
 ATTENTION = "sdpa_of_packed_rows"
@@ -93,7 +93,7 @@ def without_padding(model: Any, inputs: dict[str, Any], *, call: Callable[..., A
     """
     ids = inputs.get("input_ids")
     # asked in every process at the first batch, padded or not: with shards they have to make the same calls
-    if not isinstance(ids, Tensor) or not packs_rows() or why_not_packed(model, call, ids.device) is not None:
+    if not isinstance(ids, Tensor) or not fast_paths.current().packed or why_not_packed(model, call, ids.device) is not None:
         return inputs
     rows = rows_of(inputs)
     return inputs if rows is None else inputs | {"packed_rows": rows} | _no_cache(model)

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ..adapters.methods import DEFAULT_ETA, METHODS
+from ..adapters.methods import DEFAULT_ETA
 from ..data.labels import labels, majority_share
+from ..ops.family import METHODS
 from ..records import RECORD_FILE, RunRecord
 from .config import RunConfig
 from .prepare import tables_of
@@ -94,9 +95,9 @@ def make_record(
 
 def _describe_adapter(config: RunConfig, found: dict[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
-    if "eta" in METHODS[config.method].knobs:
+    if "eta" in METHODS[config.method].settings:
         settings["eta"] = config.eta or DEFAULT_ETA
-    if "apply_to" in METHODS[config.method].knobs:
+    if "apply_to" in METHODS[config.method].settings:
         settings["apply_to"] = config.apply_to or "gradient"
     return {
         "method": config.method,

@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
-from ..adapters.measure import layer_states, summary
 from ..adapters.methods import optimizer_groups
+from ..adapters.monitor import layer_states, summary
 from ..data.examples import Collate
 from ..errors import TrainingError
 from ..evaluation.next_token import score_next_tokens, takes
@@ -50,8 +50,10 @@ class RunTrainer(Trainer):
         config, model = run.config, run.model
         arguments = training_arguments(config, str(run.directory.working))
         optimizer = None
-        groups = optimizer_groups(config.method, model, config.learning_rate, config.weight_decay)
-        if groups is not None:
+        if config.method == "lora-plus":
+            groups = optimizer_groups(
+                model, config.method, learning_rate=config.learning_rate, weight_decay=config.weight_decay
+            )
             optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
             optimizer = optimizer_class(groups, **settings)
         callbacks = [
@@ -129,7 +131,7 @@ class RunTrainer(Trainer):
         if self._router_coefficient:
             inputs["output_router_logits"] = True
         scored = score_next_tokens(self.run.model, inputs, labels, call=model)
-        losses = scored.scores.loss
+        losses = scored.loss
         tokens = torch.as_tensor(len(losses) if step_tokens is None else step_tokens, device=losses.device)
         loss = losses.sum() / tokens.clamp(min=1)
         if step_tokens is not None:

@@ -8,12 +8,13 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alloralib import make_config
-from alloralib.adapters import export, gguf_export
-from alloralib.adapters.export import export_merged, export_peft
-from alloralib.adapters.gguf_export import export_gguf, find_converter, unpermute
 from alloralib.errors import ConfigError, MergeError
+from alloralib.export import gguf, merged
+from alloralib.export.gguf import export_gguf, find_converter, unpermute
+from alloralib.export.merged import export_merged
+from alloralib.export.peft import export_peft
 
-from .models import bert, gpt2, llama, randomise, tokens
+from ..adapters.models import bert, gpt2, llama, randomise, tokens
 
 INPUTS = [{"input_ids": tokens(1, n)} for n in (3, 7)]
 TARGETS = ["q_proj", "k_proj", "down_proj"]
@@ -91,7 +92,7 @@ def writes_the_base(model):
 @pytest.mark.parametrize("broken", [drops_a_layer, scales_by_alpha_twice, writes_the_base])
 def test_a_broken_merge_is_caught(tmp_path, monkeypatch, broken) -> None:
     _, adapter = saved(tmp_path)
-    monkeypatch.setattr(export, "merge", broken)
+    monkeypatch.setattr(merged, "merge", broken)
     with pytest.raises(MergeError, match="differ from the trained"):
         export_merged(adapter, tmp_path / "merged", load_base=llama, inputs=INPUTS)
     nothing_left(tmp_path)
@@ -103,7 +104,7 @@ def test_the_base_unchanged_is_caught_even_where_the_adapter_does_less_than_roun
         if "lora_B" in name:
             p.data *= 1e-6
     model.save_pretrained(tmp_path / "adapter")
-    monkeypatch.setattr(export, "merge", writes_the_base)
+    monkeypatch.setattr(merged, "merge", writes_the_base)
     with pytest.raises(MergeError, match="is lost"):
         export_merged(tmp_path / "adapter", tmp_path / "merged", load_base=llama, inputs=INPUTS)
     nothing_left(tmp_path)
@@ -143,7 +144,7 @@ def test_what_is_there_is_not_overwritten(tmp_path) -> None:
     _, adapter = saved(tmp_path)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         export_merged(adapter, tmp_path / "base", load_base=llama, inputs=INPUTS)
     assert (tmp_path / "base" / "thesis.tex").read_text() == "years of work"
 
@@ -247,9 +248,9 @@ def test_a_wrong_converter_is_caught(tmp_path, mistake: str, match: str) -> None
 @pytest.mark.parametrize(
     ("method", "settings", "match"),
     [
-        ("dora", {}, "no place for use_dora"),
+        ("dora", {}, "cannot store use_dora"),
         ("asf-lora", {}, "ASF-LoRA"),
-        ("allora", {"modules_to_save": ["lm_head"]}, "no place for modules_to_save"),
+        ("allora", {"modules_to_save": ["lm_head"]}, "cannot store modules_to_save"),
     ],
 )
 def test_gguf_refuses_what_it_cannot_hold(tmp_path, method: str, settings: dict, match: str) -> None:
@@ -267,12 +268,12 @@ def test_the_permutation_is_taken_back() -> None:
 
 
 def test_a_converter_that_is_not_there(monkeypatch, tmp_path) -> None:
-    monkeypatch.delenv(gguf_export.CONVERTER_VARIABLE, raising=False)
+    monkeypatch.delenv(gguf.CONVERTER_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"is not there\n.*clone llama\.cpp"):
+    with pytest.raises(ConfigError, match=r"was not found\n.*clone llama\.cpp"):
         find_converter()
     with pytest.raises(ConfigError, match="no such file"):
         find_converter(str(tmp_path / "x.py"))
     (tmp_path / "x.py").write_text("")
-    monkeypatch.setenv(gguf_export.CONVERTER_VARIABLE, str(tmp_path / "x.py"))
+    monkeypatch.setenv(gguf.CONVERTER_VARIABLE, str(tmp_path / "x.py"))
     assert find_converter() == tmp_path / "x.py"

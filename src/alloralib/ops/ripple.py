@@ -1,4 +1,4 @@
-"""The ripple bound: how far the factors of many adapted layers can multiply (the paper's third flaw).
+"""The ripple bound: how much the adapters of many layers can amplify together (the paper's third flaw).
 
 Source: Huang & Balestriero, arXiv:2410.09692, Proposition 1, for a stack of linear layers
 
@@ -6,8 +6,8 @@ Source: Huang & Balestriero, arXiv:2410.09692, Proposition 1, for a stack of lin
     ||f_L(x)|| <= prod_l (||W_l|| + eta ||B_l A_l||) ||x|| <= C (1 + eta m)^L ||x||
     C = prod_l ||W_l||,    m = mean_l ||B_l A_l|| / ||W_l||
 
-with spectral norms. It is a worst case: attained where every layer stretches one and the same direction (W_l = I,
-B_l A_l = m u u^T), and far above what random directions give.
+with spectral norms. It is a worst case, attained if every layer stretches the same direction (W_l = I, B_l A_l = m u u^T);
+random directions stay far below it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RippleBound:
-    """The two bounds of Proposition 1 on ||f_L(x)|| / ||x||, as natural logarithms: the numbers themselves overflow.
+    """The two bounds of Proposition 1 on ||f_L(x)|| / ||x||, as natural logarithms, because the numbers overflow.
 
     Attributes:
-        layers: L.
-        log_base: log C, what the frozen layers alone may amplify.
-        log_product: log of prod_l (||W_l|| + eta ||B_l A_l||), the sharper one.
+        layers: number of layers, L.
+        log_base: log C, the bound for the frozen layers alone.
+        log_product: log of prod_l (||W_l|| + eta ||B_l A_l||), the tighter bound.
         log_mean: log of C (1 + eta m)^L.
         mean_ratio: m.
     """
@@ -41,7 +41,7 @@ class RippleBound:
 
     @property
     def growth(self) -> float:
-        """What the adapter adds: prod_l (1 + eta ||B_l A_l|| / ||W_l||), infinite where that overflows."""
+        """The adapters' part: prod_l (1 + eta ||B_l A_l|| / ||W_l||), infinite where that overflows."""
         excess = self.log_product - self.log_base
         return math.exp(excess) if excess < 700 else math.inf
 
@@ -68,7 +68,7 @@ def low_rank_norm(A: Tensor, B: Tensor) -> float:
         A: (r, n2).
         B: (n1, r).
     """
-    linalg: Any = torch.linalg  # it has no static types
+    linalg: Any = torch.linalg  # untyped
     a: Tensor = linalg.qr(A.detach().to(torch.float64).mT, mode="r").R
     b: Tensor = linalg.qr(B.detach().to(torch.float64), mode="r").R
     return float(linalg.matrix_norm(b @ a.mT, ord=2))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alloralib.ops.theory import low_rank_norm, ripple_bound
+from alloralib.ops.ripple import low_rank_norm, ripple_bound
 
 
 def spectral(matrix: torch.Tensor) -> float:

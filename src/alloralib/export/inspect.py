@@ -1,7 +1,7 @@
-"""What an adapter on disk is: its settings, and the size of its factors layer by layer. Reads JSON and safetensors only.
+"""What an adapter on disk is: its settings, and the size of its factors layer by layer.
 
-The model is not loaded. With the base's directory at hand its weights' spectral norms are read too, one tensor at a
-time, for the ripple bound (`ops/theory.py`).
+Reads JSON and safetensors only; the model is not loaded. Given the base model's directory, it also reads its weights, one
+tensor at a time, for the ripple bound (`ops/ripple.py`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..adapters.factors import by_expert
+from ..adapters.sidecar import read_sidecar
 from ..errors import ModelError, did_you_mean
-from ..ops.adaptors import FAMILY
 from ..ops.conv import expand_groups
+from ..ops.family import METHODS
+from ..ops.ripple import low_rank_norm, ripple_bound
 from ..ops.scale import row_norms, scale
-from ..ops.theory import low_rank_norm, ripple_bound
-from .files import read_sidecar
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.*)\.lora_(?:embedding_)?(?P<side>[AB])(?:\.weight)?")
@@ -34,11 +35,12 @@ class Layer:
     """One adapted layer.
 
     Attributes:
-        name: of the layer in the base model.
-        r: rank, `scaling` the factor on BA (1 for ALLoRA).
+        name: name in the base model.
+        r: rank.
+        scaling: the constant factor on BA (1 for ALLoRA).
         norm_A, norm_B: Frobenius norms.
-        mean_row, max_row: of the row norms of BA.
-        smallest_scale: s of the largest row; None where the method has no eta.
+        mean_row, max_row: mean and largest row norm of BA.
+        smallest_scale: the scale of the largest row; None if the method does not scale rows.
     """
 
     name: str
@@ -53,7 +55,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What an adapter is; `ripple` is there when the base was given."""
+    """What an adapter is. `ripple` is None unless the base model was given."""
 
     path: str
     method: str
@@ -76,10 +78,10 @@ class Inspection:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """`adapter_config.json` of a LoRA adapter whose weights are there, as safetensors.
+    """`adapter_config.json` of a LoRA adapter whose weights are stored as safetensors.
 
     Raises:
-        ModelError: no adapter, a damaged or missing file, weights in a pickle, or another kind of adapter.
+        ModelError: there is no adapter, a file is missing or damaged, the weights are a pickle, or it is not a LoRA adapter.
     """
     where = str(path)
     if not path.is_dir():
@@ -100,14 +102,14 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ModelError(
             f"damaged ({type(error).__name__}: {error})", where=str(path / CONFIG), remedy="restore the file"
         ) from None
-    if kind not in ("LORA", *(name.upper() for name in FAMILY)):
-        raise ModelError(f"a {kind} adapter, and only LoRA adapters are read", where=where, remedy="use PEFT itself for it")
+    if kind not in ("LORA", *(name.upper() for name, method in METHODS.items() if not method.mergeable)):
+        raise ModelError(f"a {kind} adapter, and only LoRA adapters can be read", where=where, remedy="use PEFT for it")
     if not (path / WEIGHTS).is_file():
         remedy = "copy the weights of the run beside the configuration"
         if (path / PICKLE).is_file():
             remedy = (
-                f"{PICKLE} is a pickle, which runs code when it is read: load it with PEFT where you trust it, and "
-                "save_pretrained it again"
+                f"{PICKLE} is a pickle, which can run code when it is read: if you trust it, load it with PEFT and save it "
+                "again with save_pretrained"
             )
         raise ModelError(f"there is no {WEIGHTS}", where=where, remedy=remedy)
     return config
@@ -131,24 +133,24 @@ def inspect_adapter(path: Path, base: Path | None = None) -> Inspection:
     """Read an adapter.
 
     Args:
-        path: a run's or an adapter's directory.
-        base: the directory of the frozen model, for the ripple bound.
+        path: directory of a run or of an adapter.
+        base: directory of the frozen model, for the ripple bound.
 
     Raises:
-        ModelError: see `read_config`; or a factor is missing, or the base does not fit.
+        ModelError: as `read_config`; or a factor is missing, or the adapter does not belong to the base model.
     """
     config, tensors = read_config(path), read_weights(path)
-    sidecar = read_sidecar(path)
-    eta = None if sidecar is None or sidecar["method"] == "asf-lora" else float(sidecar["eta"])
+    rule = read_sidecar(path)
+    eta = None if rule is None or rule.scales_output else float(rule.eta)
     factors = dict(_factors(path, tensors))
     layers = [_layer(name, A, B, config, eta) for name, (A, B) in factors.items()]
     targets = config.get("target_modules") or []
     return Inspection(
         path=str(path),
-        method=_method(config) if sidecar is None else sidecar["method"],
+        method=_method(config) if rule is None else rule.method,
         r=config["r"],
-        eta=None if sidecar is None else float(sidecar["eta"]),
-        apply_to=None if sidecar is None else sidecar["apply_to"],
+        eta=None if rule is None else float(rule.eta),
+        apply_to=None if rule is None else rule.apply_to,
         base=config.get("base_model_name_or_path"),
         task=config.get("task_type"),
         targets=[targets] if isinstance(targets, str) else sorted(targets),
@@ -177,20 +179,22 @@ def _factors(path: Path, tensors: dict[str, Tensor]) -> Iterator[tuple[str, tupl
         if match:
             sides.setdefault(match["module"], {})[match["side"]] = tensor
     if not sides:
-        raise ModelError("no factor A or B in it", where=str(path / WEIGHTS), remedy="give an adapter's directory")
+        raise ModelError("it contains no factor A or B", where=str(path / WEIGHTS), remedy="give an adapter's directory")
     for name in sorted(sides, key=_natural):
         if sides[name].keys() != {"A", "B"}:
-            raise ModelError(f"{name} has one factor only", where=str(path / WEIGHTS), remedy="copy the adapter again")
+            raise ModelError(
+                f"{name} has only one of its two factors", where=str(path / WEIGHTS), remedy="copy the adapter again"
+            )
         yield name, (sides[name]["A"], sides[name]["B"])
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Layer 2 before layer 10."""
+    """A sort key with layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _of_pattern(pattern: dict[str, Any] | None, name: str, default: Any) -> Any:
-    """As PEFT reads its patterns: a module's name, or a regular expression for the end of it."""
+    """Looks a module up as PEFT does: keys are names, or regular expressions for the end of a name."""
     return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
@@ -212,14 +216,11 @@ def _layer(name: str, A: Tensor, B: Tensor, config: dict[str, Any], eta: float |
 
 
 def _matrices(A: Tensor, B: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """A as (..., r, n2) and B as (..., n1, r), whatever the layer: a matrix, a convolution, stacked experts."""
+    """A as (..., r, n2) and B as (..., n1, r), for a layer of any type: linear, convolution, stacked experts."""
     a, b = A.flatten(1), B.flatten(1)
-    if b.shape[1] < a.shape[0]:  # a convolution in groups
+    if b.shape[1] < a.shape[0]:  # a convolution with groups
         return a, expand_groups(b, a.shape[0] // b.shape[1])
-    if a.shape[0] > r:  # experts: A by expert, then rank; B the reverse
-        experts = a.shape[0] // r
-        return a.view(experts, r, -1), b.view(b.shape[0], r, experts).permute(2, 0, 1)
-    return a, b
+    return by_expert(a, b, a.shape[0] // r) if a.shape[0] > r else (a, b)
 
 
 def _ripple(factors: dict[str, tuple[Tensor, Tensor]], layers: list[Layer], base: Path) -> dict[str, float]:
@@ -231,7 +232,7 @@ def _ripple(factors: dict[str, tuple[Tensor, Tensor]], layers: list[Layer], base
             weight = read(layer.name + ".weight") if A.dim() == 2 else None
             if weight is None:
                 raise ModelError(
-                    f"there is no matrix {layer.name}.weight in it, so there is no ripple bound",
+                    f"it has no matrix {layer.name}.weight, which the ripple bound needs",
                     where=str(base),
                     remedy="give the --model that the adapter was trained on, or leave --model out",
                 )
@@ -249,19 +250,21 @@ def _ripple(factors: dict[str, tuple[Tensor, Tensor]], layers: list[Layer], base
 
 
 def _spectral_norm(weight: Tensor) -> float:
-    """From the Gram matrix of the smaller side, in float32."""
-    w = weight.flatten(1).float()  # of the largest eigenvalue, all but the last digits
+    """From the smaller of the two Gram matrices, in float32, which is accurate enough for the largest eigenvalue."""
+    w = weight.flatten(1).float()
     gram = w @ w.mT if w.shape[0] <= w.shape[1] else w.mT @ w
     return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt())
 
 
 class _Weights:
-    """Tensors of a model's directory by name, read one at a time."""
+    """The tensors in a model's directory by name, read one at a time."""
 
     def __init__(self, base: Path) -> None:
         files = sorted(base.glob("*.safetensors")) if base.is_dir() else []
         if not files:
-            raise ModelError("no .safetensors in it", where=str(base), remedy="give a directory with a model in safetensors")
+            raise ModelError(
+                "it contains no .safetensors file", where=str(base), remedy="give the directory of a model saved as safetensors"
+            )
         try:
             self._files: list[Any] = [safe_open(file, framework="pt") for file in files]
         except (SafetensorError, OSError) as error:
@@ -276,6 +279,6 @@ class _Weights:
             file.__exit__(*error)
 
     def __call__(self, name: str) -> Tensor | None:
-        # a model that was saved without a head leaves its own prefix ("bert.") out
+        # a model saved without its head has no prefix ("bert.") in its names
         key = next((k for k in (name, name.partition(".")[2]) if k in self._where), None)
         return None if key is None else self._where[key].get_tensor(key)
