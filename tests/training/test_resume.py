@@ -14,7 +14,7 @@ from .processes import Strike, run
 TRAINER = "transformers"
 CHECKPOINTS = "alloralib.training.checkpoints"
 RUN = "alloralib.training.run"
-WORKSPACE = "alloralib.training.workspace"
+DIRECTORY = "alloralib.training.directory"
 
 # 15 steps in 3 epochs of 5 (two forward passes each), a checkpoint every 2 steps and a look at the validation rows every 3
 KILLED = [
@@ -30,17 +30,17 @@ KILLED = [
     Strike(CHECKPOINTS, "save_file", 1, "torn"),
     Strike(CHECKPOINTS, "save_file", 4, "torn"),
     Strike(CHECKPOINTS, "save_file", 8, "after"),
-    Strike(CHECKPOINTS, "_sync", 1),
-    Strike(CHECKPOINTS, "_sync", 12),
+    Strike(CHECKPOINTS, "sync", 1),
+    Strike(CHECKPOINTS, "sync", 12),
     Strike(CHECKPOINTS, "Path.rename", 1),
     Strike(CHECKPOINTS, "Path.rename", 3, "after"),
     Strike(CHECKPOINTS, "shutil.rmtree", 5),
-    Strike("alloralib.training.scores", "Scorer.validate", 2),
-    Strike("alloralib.training.scores", "Scorer.test", 2),
-    Strike(RUN, "RunRecord.write"),
-    Strike(RUN, "RunRecord.write", when="after"),
-    Strike(WORKSPACE, "Path.rename", 9),  # after those of eight checkpoints
-    Strike(WORKSPACE, "Workspace.publish", when="after"),
+    Strike("alloralib.training.prepare", "Run.validate", 2),
+    Strike("alloralib.training.prepare", "Run.test", 2),
+    Strike("alloralib.training.results", "RunRecord.write"),
+    Strike("alloralib.training.results", "RunRecord.write", when="after"),
+    Strike(DIRECTORY, "Path.rename", 9),  # after those of eight checkpoints
+    Strike(DIRECTORY, "RunDirectory.publish", when="after"),
 ]
 
 
@@ -89,7 +89,7 @@ def assert_same(directory: Path, other: Path) -> None:
 def test_killed_and_resumed_ends_bit_identical(words, uninterrupted, tmp_path, strike: Strike) -> None:
     directory = tmp_path / "run"
     assert run(at(words, directory), strike) == -signal.SIGKILL
-    if strike.name != "Workspace.publish":
+    if strike.name != "RunDirectory.publish":
         assert not directory.exists(), "nothing stands under the final name before the run is complete"
         assert run(["train", "--resume", "--output-dir", str(directory)], log=tmp_path / "log") == 0, (
             tmp_path / "log"
@@ -98,12 +98,12 @@ def test_killed_and_resumed_ends_bit_identical(words, uninterrupted, tmp_path, s
     assert {p.name for p in tmp_path.iterdir()} <= {"run", "log"}
 
 
-@pytest.mark.parametrize("forgotten", ["load_random", "load_optimizer", "load_model", "BucketBatches.set_epoch"])
+@pytest.mark.parametrize("forgotten", ["restore_random", "restore_optimizer", "restore_weights", "BucketBatches.set_epoch"])
 def test_the_test_above_can_fail(words, uninterrupted, tmp_path, forgotten: str) -> None:
     """A resume that forgets one thing ends with another adapter."""
     directory = tmp_path / "run"
     assert run(at(words, directory), Strike(TRAINER, "Trainer.training_step", 14)) == -signal.SIGKILL
-    broken = Strike("alloralib.training.trainers", forgotten, when="instead")
+    broken = Strike("alloralib.training.trainer", forgotten, when="instead")
     assert run(["train", "--resume", "--output-dir", str(directory)], broken) == 0
     name = "adapter_model.safetensors"
     assert (directory / name).read_bytes() != (uninterrupted / name).read_bytes()
@@ -114,7 +114,7 @@ def test_killed_while_it_replaces_a_run(words, uninterrupted, tmp_path) -> None:
     directory = tmp_path / "run"
     shutil.copytree(uninterrupted, directory)
     (directory / "mine").write_text("of the old run")
-    assert run([*at(words, directory), "--overwrite"], Strike(WORKSPACE, "Path.rename", 10)) == -signal.SIGKILL
+    assert run([*at(words, directory), "--overwrite"], Strike(DIRECTORY, "Path.rename", 10)) == -signal.SIGKILL
     assert (tmp_path / "run.replaced" / "mine").exists()
     assert run(["train", "--resume", "--output-dir", str(directory)]) == 0
     assert_same(directory, uninterrupted)
@@ -159,7 +159,7 @@ def test_no_whole_checkpoint_is_an_error(words, tmp_path) -> None:
     for manifest in (tmp_path / "run.unfinished").rglob("manifest.json"):
         manifest.unlink()
     assert run(["train", "--resume", "--output-dir", str(directory)], log=log) == 2
-    assert "no checkpoint is whole" in log.read_text()
+    assert "all checkpoints are damaged" in log.read_text()
 
 
 def test_an_unfinished_run_is_not_overwritten_unasked(words, tmp_path) -> None:
@@ -173,9 +173,9 @@ def test_an_unfinished_run_is_not_overwritten_unasked(words, tmp_path) -> None:
 
 def test_a_complete_run_that_is_not_in_its_place_is_not_overwritten_unasked(words, uninterrupted, tmp_path) -> None:
     directory, log = tmp_path / "run", tmp_path / "log"
-    assert run(at(words, directory), Strike(WORKSPACE, "Path.rename", 9)) == -signal.SIGKILL
+    assert run(at(words, directory), Strike(DIRECTORY, "Path.rename", 9)) == -signal.SIGKILL
     assert run(at(words, directory), log=log) == 2
-    assert "a complete run is there" in log.read_text()
+    assert "holds a complete run" in log.read_text()
     assert run(["train", "--resume", "--output-dir", str(directory)]) == 0
     assert_same(directory, uninterrupted)
 
@@ -192,7 +192,7 @@ def test_resuming_with_other_settings_or_data_is_refused(words, tmp_path) -> Non
         assert run(["train", "--resume", "--output-dir", str(directory)], log=log) == 2
     finally:
         data.write_text(content)
-    assert "rows are not those the run began with" in log.read_text()
+    assert "rows are not those the run started with" in log.read_text()
     assert run([*at(words, directory), "--resume"], log=log) == 0
 
 
