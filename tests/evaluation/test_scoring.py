@@ -60,7 +60,7 @@ def test_image_classifier() -> None:
                        patch_size=4, num_labels=2)  # fmt: skip
     model = ViTForImageClassification(config).train()
     pixels = torch.randn(5, 3, 8, 8)
-    examples = datasets.Dataset.from_dict({"pixel_values": pixels.tolist(), "labels": [0, 1, 0, 1, 1]})
+    examples = datasets.Dataset.from_dict({"pixel_values": pixels.tolist(), "labels": [0, 1, 0, 1, 1], "row": range(5)})
 
     def collate(rows):
         return {

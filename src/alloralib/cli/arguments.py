@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ..data.forms import KINDS
 from ..errors import ConfigError
+from .quiet import quiet
+
+if TYPE_CHECKING:
+    from ..training.open_run import OpenRun
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +19,14 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="the base model [the run's]")
     parser.add_argument("--task", metavar="TASK", help=f"what the adapter was trained for [the run's]: {', '.join(KINDS)}")
     parser.add_argument("--dtype", metavar="DTYPE", help="of the base model's weights, float32 or bfloat16 [the run's]")
+
+
+def open_chosen(arguments: argparse.Namespace) -> OpenRun:
+    """Open the run that the arguments of `add_run` name, with other libraries silenced."""
+    quiet()
+    from ..training.open_run import open_run
+
+    return open_run(arguments.run, model=arguments.model, task=arguments.task, dtype=arguments.dtype)
 
 
 def add_json(parser: argparse.ArgumentParser, about: str = "print the result as JSON on standard output") -> None:

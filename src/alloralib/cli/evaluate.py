@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.forms import PARTS, flag
-from .arguments import add_json, add_run, check_minimum
-from .quiet import quiet
+from .arguments import add_json, add_run, check_minimum, open_chosen
 
 if TYPE_CHECKING:
     from ..training.open_run import OpenRun, PairedEvaluation
@@ -31,16 +30,12 @@ _PARTS = sorted({part for parts in PARTS.values() for part in parts})
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
     add_run(parser)
-    parser.add_argument(
-        "--data", metavar="DATA", help="a file, all of whose rows are used, or a registered set [the run's data]"
-    )
+    parser.add_argument("--data", metavar="DATA", help="a file (all rows are used), or a registered set [the run's data]")
     parser.add_argument("--split", metavar="PART", help="train, validation or test, of a set or of the run's data [test]")
     parser.add_argument("--rows", metavar="N", type=int, help="use only the first N rows")
     parser.add_argument("--generate", action="store_true", help="also generate answers, and score them by exact match")
     parser.add_argument("--items", metavar="FILE", help="write the answers of both models to every row (.jsonl)")
-    parser.add_argument(
-        "--lm-eval", metavar="TASKS", help="lm-evaluation-harness tasks, by name or .yaml file, comma-separated"
-    )
+    parser.add_argument("--lm-eval", metavar="TASKS", help="tasks of lm-evaluation-harness (names, .yaml files), with commas")
     parser.add_argument("--batch-size", metavar="N", type=int, default=16, help="rows per forward pass [16]")
     add_json(parser)
     group = parser.add_argument_group("columns of --data")
@@ -57,10 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     items = None if arguments.items is None else Path(arguments.items)
     if items is not None and not items.parent.is_dir():
         raise ConfigError("no such directory", where=str(items.parent), remedy="create it first, or give another --items")
-    quiet()
-    from ..training.open_run import open_run
-
-    opened = open_run(arguments.run, model=arguments.model, task=arguments.task, dtype=arguments.dtype)
+    opened = open_chosen(arguments)
     tasks = [name.strip() for name in (arguments.lm_eval or "").split(",") if name.strip()]
     if tasks:
         from ..evaluation.harness import check_harness

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from .arguments import add_json, add_run
-from .quiet import quiet
+from .arguments import add_json, add_run, open_chosen
 
 HELP = "write an adapter for other tools: peft, merged, gguf"
 DESCRIPTION = """\
@@ -41,11 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"unknown --format {arguments.format!r}", remedy=did_you_mean(arguments.format, FORMATS))
     if arguments.converter is not None and arguments.format != "gguf":
         raise ConfigError("--converter is for --format gguf", remedy="leave it out")
-    quiet()
-    from ..training.open_run import open_run
-
-    opened = open_run(arguments.run, model=arguments.model, task=arguments.task, dtype=arguments.dtype)
-    proof, source = opened.export(arguments.output, arguments.format, converter=arguments.converter)
+    proof, source = open_chosen(arguments).export(arguments.output, arguments.format, converter=arguments.converter)
     if arguments.json:
         print(json.dumps({"output": arguments.output, "format": arguments.format, "compared_on": source} | proof.__dict__))
     else:

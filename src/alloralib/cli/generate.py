@@ -6,8 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from .arguments import add_json, add_run, check_minimum
-from .quiet import quiet
+from .arguments import add_json, add_run, check_minimum, open_chosen
 
 HELP = "answer prompts with the base and the tuned model"
 DESCRIPTION = """\
@@ -39,10 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Generate, and print both answers to every prompt."""
     check_minimum(arguments, max_new_tokens=1, batch_size=1, seed=0, temperature=0)
     prompts = arguments.prompt or read_prompts(Path(arguments.prompts))
-    quiet()
-    from ..training.open_run import open_run
-
-    opened = open_run(arguments.run, model=arguments.model, task=arguments.task, dtype=arguments.dtype)
+    opened = open_chosen(arguments)
     settings = {key: getattr(arguments, key) for key in ("system", "max_new_tokens", "temperature", "seed", "batch_size")}
     base = opened.generate(prompts, base=True, **settings)
     tuned = opened.generate(prompts, **settings)
@@ -58,11 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file.
-
-    Raises:
-        DataError: it does not exist, is not UTF-8, has a malformed line, or no prompts.
-    """
+    """The prompts of a file. Raises `DataError` if it cannot be read, has a malformed line, or no prompts."""
     from ..errors import DataError
 
     try:
@@ -70,21 +62,18 @@ def read_prompts(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise DataError(f"cannot be read: {what}", where=str(path), remedy="give a text file in UTF-8") from None
-    prompts = [_prompt(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    prompts: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if path.suffix.lower() == ".jsonl":
+            try:
+                line = json.loads(line)["prompt"]
+            except (ValueError, KeyError, TypeError):
+                line = None
+            if not isinstance(line, str) or not line:
+                raise DataError("no prompt", where=f"{path}, line {number}", remedy='write {"prompt": "..."} on each line')
+        prompts.append(line.rstrip("\r"))
     if not prompts:
         raise DataError("no prompts", where=str(path), remedy="write one per line")
     return prompts
-
-
-def _prompt(line: str, path: Path, number: int) -> str:
-    from ..errors import DataError
-
-    if path.suffix.lower() != ".jsonl":
-        return line.rstrip("\r")
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
-        prompt = None
-    if not isinstance(prompt, str) or not prompt:
-        raise DataError("no prompt", where=f"{path}, line {number}", remedy='write {"prompt": "..."} on each line')
-    return prompt

@@ -16,17 +16,9 @@ from .next_token import takes
 
 
 def evaluate_choices(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    choices: Sequence[Sequence[str]],
-    answers: Sequence[int],
-    *,
-    batch_size: int = 8,
-    generate: bool = False,
-    max_new_tokens: int = 32,
-    progress: Progress = no_progress,
-) -> Evaluation:
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], answers: Sequence[int], *,
+    batch_size: int = 8, generate: bool = False, max_new_tokens: int = 32, progress: Progress = no_progress,
+) -> Evaluation:  # fmt: skip
     """Find the choice that the model prefers.
 
     `accuracy` takes the choice with the largest sum of log-probabilities after the prompt, `accuracy_per_token` the one

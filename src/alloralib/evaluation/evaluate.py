@@ -39,23 +39,16 @@ class EvaluationData:
 
 
 def evaluate_examples(
-    data: EvaluationData,
-    model: Any,
-    processor: Any,
-    *,
-    batch_size: int,
-    choices: bool = True,
-    generate: bool = False,
+    data: EvaluationData, model: Any, processor: Any, *, batch_size: int, choices: bool = True, generate: bool = False,
     progress: Progress = no_progress,
-) -> Evaluation:
+) -> Evaluation:  # fmt: skip
     """The metrics of the task, and the model's answer to every row.
 
     Args:
         processor: the tokenizer; not used for classifiers.
         choices: for multiple choice, also score the choices. False gives the loss alone, which costs less.
         generate: also let the model answer freely, and compare its answers with the right ones.
-        progress: called with the number of rows that were just finished. With `generate` or `choices` each row counts
-            once per pass over the rows.
+        progress: called with the number of rows that were just finished, in every pass over the rows.
 
     Raises:
         ConfigError, DataError: `generate`, and the rows have no answer to compare with.

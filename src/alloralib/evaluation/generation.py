@@ -62,16 +62,9 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def generate_answers(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: int = 64,
-    batch_size: int = 8,
-    temperature: float = 0.0,
-    seed: int = 0,
-    progress: Progress = no_progress,
-) -> list[str]:
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, max_new_tokens: int = 64, batch_size: int = 8,
+    temperature: float = 0.0, seed: int = 0, progress: Progress = no_progress,
+) -> list[str]:  # fmt: skip
     """Generate the model's answer to each prompt.
 
     Args:

@@ -34,32 +34,24 @@ def check_harness(tasks: Sequence[str]) -> None:
             if not Path(task).is_file():
                 raise ConfigError("no such task file", where=task, remedy="give the path of a YAML file, or the name of a task")
         elif task not in manager.all_tasks:
-            raise ConfigError(f"lm-evaluation-harness has no task {task!r}", remedy=_nearest(task, manager.all_tasks))
+            remedy = did_you_mean(task, manager.all_tasks)
+            remedy = remedy if len(remedy) < 400 else "list the tasks with `lm-eval ls tasks`"
+            raise ConfigError(f"lm-evaluation-harness has no task {task!r}", remedy=remedy)
 
 
-def _nearest(task: str, known: list[str]) -> str:
-    remedy = did_you_mean(task, known)
-    return remedy if len(remedy) < 400 else "list the tasks with `lm-eval ls tasks`"
-
-
-def run_harness(
-    model: Any, tokenizer: Any, tasks: Sequence[str], *, batch_size: int = 8, limit: int | None = None
-) -> dict[str, dict[str, float]]:
+def run_harness(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch_size: int = 8) -> dict[str, dict[str, float]]:
     """The harness's metrics of a model.
 
     Args:
         model: a causal language model, with or without an adapter.
-        tasks: as in `check_harness`.
-        limit: rows per task; None takes all.
+        tasks: as `check_harness` takes them; call it first.
 
     Returns:
         task -> metric -> value. The standard error of a metric is under `<metric>_stderr`.
 
     Raises:
-        ConfigError: see `check_harness`.
         DataError: the data of a task could not be loaded.
     """
-    check_harness(tasks)
     from lm_eval.evaluator import simple_evaluate  # pyright: ignore[reportMissingImports]
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
@@ -67,9 +59,7 @@ def run_harness(
     with evaluation_mode(model):
         try:
             wrapped: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-            found: Any = simple_evaluate(
-                model=wrapped, tasks=list(tasks), limit=limit, bootstrap_iters=0, log_samples=False, verbosity=None
-            )
+            found: Any = simple_evaluate(model=wrapped, tasks=list(tasks), bootstrap_iters=0, log_samples=False, verbosity=None)
         except (OSError, ConnectionError) as error:  # base classes of the hub client's errors
             reason = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
             raise DataError(

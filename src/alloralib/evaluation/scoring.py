@@ -20,7 +20,7 @@ def class_logits(model: Any, examples: Any, collate: Collate, batch_size: int, p
 
     Args:
         model: its output has `logits` of shape (batch, classes).
-        examples: a `datasets.Dataset` with `input_ids` or `pixel_values`, and `labels`, which are not used.
+        examples: a `datasets.Dataset` from `data.examples.build_examples`. Its labels are not used.
         collate: makes a batch of tensors of a list of examples.
 
     Returns:
@@ -41,7 +41,7 @@ def evaluate_classifier(
     """Compare the most probable class of every example with the true one.
 
     Args:
-        model, examples, collate: as in `class_logits`. `labels` of the examples are class indices.
+        model, examples, collate: as in `class_logits`.
         labels: the classes, in the order of the logits.
 
     Returns:
@@ -53,7 +53,7 @@ def evaluate_classifier(
     top = logits.softmax(dim=-1).max(dim=-1)
     loss = cross_entropy(logits, truth, reduction="none").double().mean().item()
     metrics = classification_metrics(top.indices.numpy(), truth.numpy(), len(labels)) | {"loss": loss}
-    answers = zip(row_numbers(examples), top.indices.tolist(), truth.tolist(), top.values.tolist(), strict=True)
+    answers = zip(examples["row"], top.indices.tolist(), truth.tolist(), top.values.tolist(), strict=True)
     items = [
         {"row": row, "predicted": labels[p], "truth": labels[t], "probability": probability, "correct": p == t}
         for row, p, t, probability in answers
@@ -68,7 +68,7 @@ def evaluate_loss(model: Any, examples: Any, collate: Collate, batch_size: int, 
 
     Args:
         model: its output has `logits` of shape (batch, length, vocabulary); position t predicts token t + 1.
-        examples: a `datasets.Dataset` with `input_ids` and `labels`.
+        examples: a `datasets.Dataset` with `input_ids`, `labels` and `row`.
 
     Returns:
         loss (per token) with its 95 % interval over rows, perplexity, and tokens (their number). The items have row,
@@ -88,13 +88,8 @@ def evaluate_loss(model: Any, examples: Any, collate: Collate, batch_size: int, 
     loss = float(totals.sum() / max(tokens, 1))
     items = [
         {"row": row, "loss": float(totals[i] / counts[i]) if counts[i] else None, "tokens": int(counts[i])}
-        for i, row in enumerate(row_numbers(examples))
+        for i, row in enumerate(examples["row"])
     ]
     low, high = ratio_interval(totals, counts)
     metrics = {"loss": loss, "loss_low": low, "loss_high": high, "perplexity": perplexity(loss), "tokens": tokens}
     return Evaluation(metrics, items)
-
-
-def row_numbers(examples: Any) -> list[int]:
-    """The column `row` of the examples, which is each one's row in its table; without it, their positions."""
-    return list(examples["row"]) if "row" in examples.column_names else list(range(len(examples)))

@@ -111,15 +111,9 @@ class OpenRun:
             )  # fmt: skip
 
     def evaluate(
-        self,
-        data: str | None = None,
-        *,
-        split: str | None = None,
-        columns: Mapping[str, str] | None = None,
-        rows: int | None = None,
-        batch_size: int = 16,
-        generate: bool = False,
-    ) -> PairedEvaluation:
+        self, data: str | None = None, *, split: str | None = None, columns: Mapping[str, str] | None = None,
+        rows: int | None = None, batch_size: int = 16, generate: bool = False,
+    ) -> PairedEvaluation:  # fmt: skip
         """Evaluate the base model and the tuned model on the same rows.
 
         Args:
@@ -153,16 +147,9 @@ class OpenRun:
         return PairedEvaluation(table.source, base, tuned, compare_evaluations(base, tuned))
 
     def generate(
-        self,
-        prompts: str | Sequence[Prompt],
-        *,
-        system: str | None = None,
-        base: bool = False,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        seed: int = 0,
-        batch_size: int = 8,
-    ) -> list[str]:
+        self, prompts: str | Sequence[Prompt], *, system: str | None = None, base: bool = False, max_new_tokens: int = 128,
+        temperature: float = 0.0, seed: int = 0, batch_size: int = 8,
+    ) -> list[str]:  # fmt: skip
         """Generate an answer to each prompt.
 
         Args:
