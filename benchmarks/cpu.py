@@ -4,7 +4,7 @@ Products: those of SmolLM2's layers, of its adapters and of wider layers, by tor
 (`alloralib.ops.matmul`), in alternation. Each call uses another weight, so that none is in a cache, as in a training step.
 
 Memory: training steps of four layers in fresh processes, in alternation, with glibc's defaults and with the settings of the
-`allora` command (`alloralib.cli.memory`).
+`allora` command (`alloralib.training.memory`).
 
     python -m benchmarks.cpu
 """
@@ -37,9 +37,9 @@ def products(rounds: int) -> list[dict[str, Any]]:
     """Seconds of X W^T (forward), of G W (backward) and, for narrow W, of the sum over the tokens G^T X, by each library."""
     import torch
 
-    from alloralib.cli.memory import keep_freed_memory
     from alloralib.ops.fast_paths import fast_paths
     from alloralib.ops.matmul import inner, linear
+    from alloralib.training.memory import keep_freed_memory
 
     def by(wanted: bool, take: Callable[[], Any]) -> None:
         with fast_paths(onednn=wanted):
@@ -68,7 +68,7 @@ def products(rounds: int) -> list[dict[str, Any]]:
 def steps_in_a_process(keep: bool, rounds: int) -> list[float]:
     """Seconds of training steps in this process, after three that do not count."""
     if keep:
-        from alloralib.cli.memory import keep_freed_memory
+        from alloralib.training.memory import keep_freed_memory
 
         if not keep_freed_memory():
             raise SystemExit("cannot set malloc options: needs Linux with glibc and no MALLOC_... variable in the environment")

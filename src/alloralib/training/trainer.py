@@ -53,7 +53,7 @@ class RunTrainer(Trainer):
         if config.method == "lora-plus":
             groups = optimizer_groups(
                 model, config.method, learning_rate=config.learning_rate, weight_decay=config.weight_decay
-            )  # fmt: skip
+            )
             optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
             optimizer = optimizer_class(groups, **settings)
         callbacks = [

@@ -11,7 +11,7 @@ from alloralib.cli import main as cli
 
 SCRIPT = """
 import sys
-from alloralib.cli.memory import keep_freed_memory
+from alloralib.training.memory import keep_freed_memory
 told = keep_freed_memory() if sys.argv[1] == "keep" else None
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
