@@ -19,12 +19,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import DataError
-from .chat import IGNORED, ChatEncoder, conversations
+from .chat import IGNORED, ChatEncoder, Encoded, conversations
 from .choices import questions
 from .forms import Columns, Kind
 from .table import Table
 
-Encoded = tuple[list[int], list[int]]  # input ids and labels of a row, (T,) each
 _SHOWN = 5  # row numbers in an error
 
 
