@@ -22,7 +22,8 @@ ABOUT = (
     "The paper is Huang & Balestriero, ALLoRA: Adaptive Learning Rate Mitigates LoRA Fatal Flaws, arXiv:2410.09692. A claim is "
     "confirmed if the whole interval satisfies the condition beside it, not confirmed if no part of the interval does, and "
     "inconclusive otherwise. Rows marked 'ours' are checks and questions of our own, which the paper does not claim. The "
-    "settings of every study stand below its picture, together with what was changed after a first look at its results."
+    "settings of every study stand below its picture, together with what was changed after a first look at its results. l_b is "
+    "the base learning rate. Differences of accuracies are in percentage points."
 )
 HEAD = ("claim", "where", "paper", "here", "interval", "confirmed if", "verdict")
 

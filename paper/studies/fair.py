@@ -127,8 +127,8 @@ STUDY = Study(
         Claim("spread", "arXiv:2602.04998 and others", "With tuned learning rates, all methods are within 2 points of each "
               "other.", "within 1 to 2 %, of other methods",
               by_range(spread, unit=" points", below=2, over="highest - lowest mean"), by_paper=False),
-        Claim("interior", "the protocol", "No method's best rate lies at an end of the grid (number of choices that do).", "0",
-              at_an_end, by_paper=False),
+        Claim("interior", "tuning protocol", "No method's best rate lies at an end of the grid (number of choices that do).",
+              "0", at_an_end, by_paper=False),
     ],
     settings={
         "laptop": {

@@ -66,7 +66,7 @@ def claims(optimizer: str) -> list[Claim]:
         above, below = (0.8, 1.25) if cancels else (1.25, None)
         effect = "does not change" if cancels else "speeds up"
         found.append(
-            Claim(f"{optimizer}-{arm}", "scale invariance of the optimizer", f"{optimizer}, rule on the {arm}: eta = 2 "
+            Claim(f"{optimizer}-{arm}", "effect of the optimizer", f"{optimizer}, rule on the {arm}: eta = 2 "
                   f"{effect} the first steps (row norm over LoRA's).", "derived",
                   by_mean(lambda cells, s, arm=arm: first_steps(cells, optimizer, arm), above=above, below=below),
                   by_paper=False)
