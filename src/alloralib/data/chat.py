@@ -68,11 +68,8 @@ def _conversation(cell: Any, where: str) -> list[Message]:
         raise DataError("an empty conversation", where=where, remedy="remove the row, or give it messages")
     messages = [_message(message, f"{where}, message {i}") for i, message in enumerate(cell, start=1)]
     if not any(message["role"] == "assistant" for message in messages):
-        raise DataError(
-            "no message of the assistant, so nothing to learn",
-            where=where,
-            remedy="remove the row; for plain text use --task causal-lm",
-        )
+        remedy = "remove the row; for plain text use --task causal-lm"
+        raise DataError("no message of the assistant, so nothing to learn", where=where, remedy=remedy)
     return messages
 
 
@@ -116,17 +113,11 @@ class ChatEncoder:
     def __init__(self, tokenizer: Any) -> None:
         where = tokenizer.name_or_path or None
         if not tokenizer.chat_template:
-            raise ModelError(
-                "the tokenizer has no chat template",
-                where=where,
-                remedy="use an instruction-tuned model, or --task causal-lm with --prompt-column and --completion-column",
-            )
+            remedy = "use an instruction-tuned model, or --task causal-lm with --prompt-column and --completion-column"
+            raise ModelError("the tokenizer has no chat template", where=where, remedy=remedy)
         if not tokenizer.is_fast:
-            raise ModelError(
-                "a slow tokenizer: it does not report the position of each token in the text",
-                where=where,
-                remedy="use a model with a fast tokenizer (tokenizer.json)",
-            )
+            what = "a slow tokenizer, which does not report the position of each token in the text"
+            raise ModelError(what, where=where, remedy="use a model with a fast tokenizer (tokenizer.json)")
         self.tokenizer = tokenizer
         self._ends = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
         self.template: str | None = None
@@ -149,11 +140,8 @@ class ChatEncoder:
                 return self._by_difference(messages, where)
             return self._by_markers(messages, self.template)
         except TemplateError as error:
-            raise DataError(
-                f"the chat template refuses the conversation: {error}",
-                where=where,
-                remedy="correct the order of the roles, or remove the row",
-            ) from None
+            remedy = "correct the order of the roles, or remove the row"
+            raise DataError(f"the chat template refuses the conversation: {error}", where=where, remedy=remedy) from None
 
     def _by_markers(self, messages: list[Message], template: str) -> Encoded:
         encoded = self.tokenizer.apply_chat_template(
@@ -173,11 +161,8 @@ class ChatEncoder:
             before = self._render(messages[:i], add_generation_prompt=True)
             after = self._render(messages[: i + 1])
             if not (after.startswith(before) and text.startswith(after)):
-                raise ModelError(
-                    "the chat template is not prefix-preserving: it renders earlier messages differently once more follow",
-                    where=where,
-                    remedy=_MARKERS,
-                )
+                what = "the chat template is not prefix-preserving: it renders earlier messages differently once more follow"
+                raise ModelError(what, where=where, remedy=_MARKERS)
             # a token that starts before the answer and reaches into it is trained, as it is with markers
             span = [t for t, (start, end) in enumerate(offsets) if start < len(after) and end > len(before)]
             for t in self._until_the_end(ids, span):
@@ -211,11 +196,9 @@ class ChatEncoder:
         try:
             from trl.chat_template_utils import get_training_chat_template
         except ImportError:
-            raise ModelError(
-                "which tokens of an answer are trained cannot be told from this chat template alone",
-                where=where,
-                remedy=f"pip install alloralib[trl], which has training versions of many templates; or {_MARKERS}",
-            ) from None
+            what = "which tokens of an answer are trained cannot be told from this chat template alone"
+            remedy = f"pip install alloralib[trl], which has training versions of many templates; or {_MARKERS}"
+            raise ModelError(what, where=where, remedy=remedy) from None
         try:
             template = get_training_chat_template(self.tokenizer)
         except ValueError:  # TRL does not know the template, so the rows decide whether the difference works

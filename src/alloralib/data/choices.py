@@ -66,9 +66,6 @@ def _answer(answer: Any, choices: tuple[str, ...], where: str) -> int:
         return answer
     if isinstance(answer, str) and answer in choices:
         return choices.index(answer)
-    raise DataError(
-        f"the answer {answer!r} is none of the {len(choices)} choices",
-        where=where,
-        remedy="give the text of the right choice, or its index from 0 as a number; "
-        + did_you_mean(str(answer), [repr(choice)[1:-1] for choice in choices]),
-    )
+    remedy = "give the text of the right choice, or its index from 0 as a number; "
+    remedy += did_you_mean(str(answer), [repr(choice)[1:-1] for choice in choices])
+    raise DataError(f"the answer {answer!r} is none of the {len(choices)} choices", where=where, remedy=remedy)

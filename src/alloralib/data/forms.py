@@ -54,10 +54,8 @@ class Columns:
         if kind != "causal-lm":
             return cls(**{part: given.get(part, part) for part in allowed if part in given or part not in _OPTIONAL})
         if "text" in given and ("prompt" in given or "completion" in given):
-            raise ConfigError(
-                "--text-column trains on the whole text, --prompt-column and --completion-column only on the answer",
-                remedy="choose one of the two",
-            )
+            what = "--text-column trains on the whole text, --prompt-column and --completion-column only on the answer"
+            raise ConfigError(what, remedy="choose one of the two")
         if ("prompt" in given) != ("completion" in given):
             raise ConfigError("--prompt-column and --completion-column go together", remedy="set both or neither")
         if "prompt" in given:

@@ -17,11 +17,8 @@ def labels(table: Table, column: str) -> list[str]:
     values = table.column(column, "label-column")
     for row, value in enumerate(values):
         if value is None or not isinstance(value, str | int) or str(value).strip() in ("", "-1"):
-            raise DataError(
-                f"column {column!r} has no label but {value!r}",
-                where=table.where(row),
-                remedy="correct or remove the row, or name another --label-column; if -1 is a class, give it a name",
-            )
+            remedy = "correct or remove the row, or name another --label-column; if -1 is a class, give it a name"
+            raise DataError(f"column {column!r} has no label but {value!r}", where=table.where(row), remedy=remedy)
     return [str(value) for value in values]
 
 

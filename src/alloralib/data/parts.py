@@ -89,9 +89,9 @@ def load_parts(
 
     train = given(data, "train")
     test = given(test_data, "test") if test_data else own("test") if test_share is None else None
-    validation = (
-        given(validation_data, "validation") if validation_data else own("validation") if validation_share is None else None
-    )
+    validation = own("validation") if validation_share is None and not validation_data else None
+    if validation_data:
+        validation = given(validation_data, "validation")
 
     def keys(table: Table) -> list[str]:
         return example_keys(kind, table, columns)
@@ -163,11 +163,8 @@ def _cut(table: Table, keys: list[str], shares: list[float], seed: int) -> list[
     for row, key in enumerate(keys):
         groups.setdefault(key, []).append(row)
     if len(groups) <= len(shares):
-        raise DataError(
-            f"{len(groups)} different example(s) cannot be split into {len(shares) + 1} parts",
-            where=table.source,
-            remedy="give more rows, or --test-data and --validation-data",
-        )
+        what = f"{len(groups)} different example(s) cannot be split into {len(shares) + 1} parts"
+        raise DataError(what, where=table.source, remedy="give more rows, or --test-data and --validation-data")
     order = list(groups.values())
     random.Random(seed).shuffle(order)
     order.reverse()  # popped from the end, which is cheap

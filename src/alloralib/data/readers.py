@@ -52,11 +52,8 @@ def read_file(path: Path) -> Content:
         near = sorted(p.name for p in path.parent.glob("*") if file_format(p)) if path.parent.is_dir() else []
         raise DataError("no such file", where=str(path), remedy=did_you_mean(path.name, near) if near else "check the path")
     if form is None:
-        raise DataError(
-            f"unknown file format {''.join(path.suffixes[-2:])!r}",
-            where=str(path),
-            remedy=f"use one of {', '.join(FORMATS)} (all but the last also with .gz), or a directory of images",
-        )
+        remedy = f"use one of {', '.join(FORMATS)} (all but the last also with .gz), or a directory of images"
+        raise DataError(f"unknown file format {''.join(path.suffixes[-2:])!r}", where=str(path), remedy=remedy)
     if form == ".parquet":
         return _read_parquet(path), None
     rows = list(_READERS[form](path))
@@ -99,19 +96,14 @@ def _decode(raw: bytes, encoding: str, path: Path, line: int) -> str:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
         likely = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
-        raise DataError(
-            f"not UTF-8: byte {error.object[error.start]:#04x} at byte {error.start + 1} of the line",
-            where=f"{path}, line {line}",
-            remedy=f"convert it, for example: iconv -f {likely} -t utf-8 {path.name.removesuffix('.gz')}",
-        ) from None
+        what = f"not UTF-8: byte {error.object[error.start]:#04x} at byte {error.start + 1} of the line"
+        remedy = f"convert it, for example: iconv -f {likely} -t utf-8 {path.name.removesuffix('.gz')}"
+        raise DataError(what, where=f"{path}, line {line}", remedy=remedy) from None
 
 
 def _too_long(where: str, size: int) -> DataError:
-    return DataError(
-        f"{size:,} bytes, but a row has at most {MAX_LINE_BYTES:,}",
-        where=where,
-        remedy="look for missing line ends or binary content; split long documents (max_length cuts tokens anyway)",
-    )
+    remedy = "look for missing line ends or binary content; split long documents (max_length cuts tokens anyway)"
+    return DataError(f"{size:,} bytes, but a row has at most {MAX_LINE_BYTES:,}", where=where, remedy=remedy)
 
 
 def _csv_rows(path: Path) -> Rows:
@@ -126,11 +118,9 @@ def _csv_rows(path: Path) -> Rows:
             raise DataError("two columns have the same name", where=f"{path}, line 1", remedy="rename one of them")
         for number, row in enumerate(filter(None, reader), start=1):
             if len(row) != len(header):
-                raise DataError(
-                    f"{len(row)} fields, but the header has {len(header)}",
-                    where=f"{path}, row {number} (line {reader.line_num})",
-                    remedy="put fields that contain the separator in double quotes",
-                )
+                where = f"{path}, row {number} (line {reader.line_num})"
+                remedy = "put fields that contain the separator in double quotes"
+                raise DataError(f"{len(row)} fields, but the header has {len(header)}", where=where, remedy=remedy)
             yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
         remedy = "look for a stray double quote"
@@ -147,14 +137,10 @@ def _jsonl_rows(path: Path) -> Rows:
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            if text.endswith("\n"):
-                remedy = "write one JSON object per line (a .json file may hold a list of them instead)"
-                raise DataError(f"not JSON: {_reason(error)}", where=where, remedy=remedy) from None
-            raise DataError(
-                f"the last line is cut off: not JSON: {_reason(error)}",
-                where=where,
-                remedy="download or write the file again, or remove its last line",
-            ) from None
+            what, remedy = "", "write one JSON object per line (a .json file may hold a list of them instead)"
+            if not text.endswith("\n"):
+                what, remedy = "the last line is cut off: ", "download or write the file again, or remove its last line"
+            raise DataError(f"{what}not JSON: {_reason(error)}", where=where, remedy=remedy) from None
         yield line, _object(row, text, where)
 
 
@@ -180,11 +166,10 @@ def _json_rows(path: Path) -> Rows:
             if text[after : after + 1] not in (",", "]"):  # "" at the end of the file
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, after)
         except (ValueError, RecursionError) as error:
-            if text.rstrip().endswith("]"):
-                remedy = "write a list of objects, or one object per line"
-                raise DataError(f"not JSON: {_reason(error)}", where=where, remedy=remedy) from None
-            remedy = "download or write the file again"
-            raise DataError(f"the file is cut off: not JSON: {_reason(error)}", where=where, remedy=remedy) from None
+            what, remedy = "", "write a list of objects, or one object per line"
+            if not text.rstrip().endswith("]"):
+                what, remedy = "the file is cut off: ", "download or write the file again"
+            raise DataError(f"{what}not JSON: {_reason(error)}", where=where, remedy=remedy) from None
         size = len(text[position:end].encode("utf-8"))
         if size > MAX_LINE_BYTES:
             raise _too_long(where, size)
@@ -252,11 +237,9 @@ def _read_images(path: Path) -> dict[str, list[Any]]:
     if not folders:
         raise DataError("no directory inside", where=str(path), remedy="put the images into one directory per class")
     if {f.name for f in folders} <= {"train", "val", "validation", "dev", "test"}:
-        raise DataError(
-            f"its directories are parts ({', '.join(f.name for f in folders)}), not classes",
-            where=str(path),
-            remedy=f"give {path / folders[0].name} and the others as --data, --validation-data and --test-data",
-        )
+        what = f"its directories are parts ({', '.join(f.name for f in folders)}), not classes"
+        remedy = f"give {folders[0]} and the others as --data, --validation-data and --test-data"
+        raise DataError(what, where=str(path), remedy=remedy)
     images: list[str] = []
     labels: list[str] = []
     for folder in folders:

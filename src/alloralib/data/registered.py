@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,11 @@ class _Published:
     labels: tuple[str, ...] = ()
 
 
-_SST2 = {"train": ("stsa.binary.train",), "validation": ("stsa.binary.dev",), "test": ("stsa.binary.test",)}
+_SST2: Mapping[Part, tuple[str, ...]] = {
+    "train": ("stsa.binary.train",),
+    "validation": ("stsa.binary.dev",),
+    "test": ("stsa.binary.test",),
+}
 _PUBLISHED: dict[str, _Published] = {
     "emotion": _Published(
         {"train": ("train.txt",), "validation": ("val.txt",), "test": ("test.txt",)},
@@ -167,7 +171,7 @@ def _with_default_columns(known: RegisteredSet, table: Table) -> Table:
         columns = _convert(known, table)
     if known.kind == "classification":
         columns["label"] = [_label(known, table, row, value) for row, value in enumerate(columns["label"])]
-    return table.with_columns(columns)
+    return replace(table, columns=columns)
 
 
 def _convert(known: RegisteredSet, table: Table) -> dict[str, list[Any]]:
@@ -178,11 +182,8 @@ def _convert(known: RegisteredSet, table: Table) -> dict[str, list[Any]]:
         try:
             rows.append(converter({name: values[row] for name, values in table.columns.items()}))
         except KeyError as error:
-            raise DataError(
-                f"{known.name} needs a column {error.args[0]!r}",
-                where=table.source,
-                remedy=f"name its columns {', '.join(known.columns.named())}, or as the hub's {known.hub.id} does",
-            ) from None
+            remedy = f"name its columns {', '.join(known.columns.named())}, or as the hub's {known.hub.id} does"
+            raise DataError(f"{known.name} needs a column {error.args[0]!r}", where=table.source, remedy=remedy) from None
         except (ValueError, TypeError) as error:
             remedy = "download it again"
             raise DataError(f"not a row of {known.name}: {error}", where=table.where(row), remedy=remedy) from None

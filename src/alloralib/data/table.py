@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +64,9 @@ class Table:
         values = self.column(name, flag)
         for row, value in enumerate(values):
             if not isinstance(value, str) or not value.strip():
-                raise DataError(
-                    f"column {name!r} has no text but {value!r}",
-                    where=self.where(row),
-                    remedy="correct or remove the row, or name another column",
-                )
+                remedy = "correct or remove the row, or name another column"
+                raise DataError(f"column {name!r} has no text but {value!r}", where=self.where(row), remedy=remedy)
         return values
-
-    def with_columns(self, columns: dict[str, list[Any]]) -> Table:
-        """The same rows with other columns."""
-        return replace(self, columns=columns)
 
     def take(self, rows: list[int]) -> Table:
         """The given rows (0-based) in the given order; each still knows its place in the source."""

@@ -51,11 +51,8 @@ def check_compiling() -> None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        raise ConfigError(
-            "compiling for a CPU needs a C++ compiler, and there is none",
-            where=FLAG,
-            remedy="install g++ (or set CXX to another compiler), or " + REMEDY,
-        ) from None
+        remedy = "install g++ (or set CXX to another compiler), or " + REMEDY
+        raise ConfigError("compiling for a CPU needs a C++ compiler, and there is none", where=FLAG, remedy=remedy) from None
 
 
 def compile_blocks(model: nn.Module) -> list[nn.Module]:
@@ -75,11 +72,8 @@ def compile_blocks(model: nn.Module) -> list[nn.Module]:
         trained = [i for i, block in enumerate(alike) if any(p.requires_grad for p in block.parameters())]
         blocks += alike[trained[0] + 1 :] if trained else []
     if not blocks:
-        raise ModelError(
-            f"{type(model).__name__} has no repeated blocks above its first trained one, so there is nothing to compile",
-            where=FLAG,
-            remedy=REMEDY,
-        )
+        what = f"{type(model).__name__} has no repeated blocks above its first trained one, so there is nothing to compile"
+        raise ModelError(what, where=FLAG, remedy=REMEDY)
     torch.compiler.reset()  # programs of earlier runs in this process count against torch's limit
     for block in blocks:
         block.compile(**COMPILER)

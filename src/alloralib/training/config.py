@@ -196,8 +196,7 @@ class RunConfig(BaseModel):
             _ = config.columns
             return config
         except ValidationError as error:
-            first = error.errors()[0]
-            raise _explained(first, where) from None
+            raise _explained(error.errors()[0], where) from None
         except TypeError as error:
             raise ConfigError(f"keys must be names: {error}", where=where, remedy="write `name: value`") from None
 
@@ -214,8 +213,7 @@ class RunConfig(BaseModel):
 
     def to_yaml(self) -> str:
         """The configuration as YAML for `allora train --config`; fields that are None are left out."""
-        settings = self.model_dump(exclude_none=True)
-        return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
 
     def command(self) -> str:
         """The command line that repeats this run."""
@@ -251,8 +249,5 @@ def _explained(error: Any, where: str | None) -> ConfigError:
     if not name:  # a contradiction between fields: the message holds the remedy
         what, _, remedy = message.partition(": ")
         return ConfigError(what, where=where, remedy=remedy or None)
-    return ConfigError(
-        f"{name}={error['input']!r}: {message[0].lower()}{message[1:]}",
-        where=where,
-        remedy=f"{flag}: {RunConfig.model_fields[name].description}",
-    )
+    remedy = f"{flag}: {RunConfig.model_fields[name].description}"
+    return ConfigError(f"{name}={error['input']!r}: {message[0].lower()}{message[1:]}", where=where, remedy=remedy)

