@@ -180,7 +180,7 @@ MISTAKES = {
     "two lengths": ({"epochs": 1}, "epochs and max_steps"),
     "two evaluations": ({"test_data": "x.csv"}, "test_data and test_share"),
     "data": ({"data": "rewiews.csv"}, "no such file"),
-    "data on no hub": ({"data": "nobody/nothing"}, "not to be had from the hub"),
+    "data on no hub": ({"data": "nobody/nothing"}, "cannot be loaded from the hub"),
     "model on no hub": ({"model": "nobody/nothing"}, "cannot be loaded"),
     "bundled model misspelt": ({"model": "./smollm2-135"}, "not a model directory"),
 }

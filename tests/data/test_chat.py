@@ -227,7 +227,7 @@ def test_a_turn_without_a_stop_token_is_trained_to_its_end(smollm) -> None:
 def test_a_template_that_rewrites_what_was_said_is_refused(smollm) -> None:
     template = "{{ messages | length }}" + MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     with pytest.raises(ModelError, match=r"not prefix-preserving[\s\S]*generation"):
-        ChatEncoder(with_template(smollm, template))
+        ChatEncoder(with_template(smollm, template))(EXPECTED[0], "here")
 
 
 def test_a_template_that_rewrites_a_row_of_its_own_kind_is_refused(smollm) -> None:

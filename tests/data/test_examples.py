@@ -111,7 +111,7 @@ MALFORMED: dict[str, tuple[Any, Any, str]] = {
     "one": (["a"], "a", "at least two choices"),
     "blank": (["a", " "], "a", "at least two choices"),
     "twice": (["a", "a"], "a", "two choices are the same"),
-    "text": ("a or b", "a", "no JSON list"),
+    "text": ("a or b", "a", "not a JSON list"),
     "number": (3, "a", "at least two choices"),
     "half": ('["a", "\\ud83d"]', "a", "half of a surrogate pair"),
 }
@@ -179,7 +179,7 @@ def test_real_photographs_in_a_folder_per_class(tmp_path, vit) -> None:
     assert len(parts.train) + sum(parts.removed.values()) == len(parts.test) == 200
     examples = build_examples("image-classification", parts.test, IMAGE, processor=vit, names=names)
     assert examples["labels"][:] == [i for i in range(10) for _ in range(20)]
-    with pytest.raises(DataError, match=r"folders are parts \(test, train\)"):
+    with pytest.raises(DataError, match=r"directories are parts \(test, train\)"):
         read_table(str(train.parent))
 
 

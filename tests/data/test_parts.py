@@ -159,7 +159,7 @@ def test_a_share_that_tears_a_prompt_apart_is_noticed(tables, monkeypatch) -> No
 
 def test_all_of_train_in_test_is_refused(tables) -> None:
     tables["all"] = tables["test"] = numbered(5)
-    with pytest.raises(DataError, match="every train row also stands in the test rows"):
+    with pytest.raises(DataError, match="every train row is also among the test rows"):
         load(test_data="test")
 
 

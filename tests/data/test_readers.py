@@ -74,11 +74,11 @@ MALFORMED = {
     "cut.json": (f'[{GOOD},\n{{"text": "c", "lab', r"row 2 \(line 2\).*the file is cut off"),
     "cut-after.json": (f"[{GOOD},\n{GOOD}", r"row 2 \(line 2\).*the file is cut off"),
     "trailing-comma.json": (f"[{GOOD},\n]", r"row 2 \(line 2\).*not JSON"),
-    "behind.json": (f"[{GOOD}] {GOOD}", "behind the list"),
+    "behind.json": (f"[{GOOD}] {GOOD}", "after the list"),
     "broken.jsonl": (f'{GOOD}\n{{"text": c}}\n{GOOD}\n', r"row 2 \(line 2\): not JSON"),
     "deep.jsonl": ("[" * 100_000 + "\n", r"row 1 \(line 1\).*nested"),
-    "list.jsonl": ("[1, 2]\n", r"row 1 \(line 1\).*not list"),
-    "numbers.json": ("[1, 2]\n", r"row 1 \(line 1\).*not int"),
+    "list.jsonl": ("[1, 2]\n", r"row 1 \(line 1\).*got list"),
+    "numbers.json": ("[1, 2]\n", r"row 1 \(line 1\).*got int"),
     "missing.jsonl": (f'{GOOD}\n{{"text": "c"}}\n', r"row 2 \(line 2\).*'label' is missing"),
     "empty.jsonl": ("", "no rows"),
     "empty.json": ("", "no rows"),
@@ -86,8 +86,8 @@ MALFORMED = {
     "not.parquet": ("text", "not a Parquet file"),
     "not.csv.gz": ("text,label\na,b\n", "damaged gzip"),
     "cut.csv.gz": (gzip.compress(b"text,label\n" + bytes(range(48, 90)) * 50)[:-9], "damaged gzip"),
-    "rows.xlsx": ("text", r"unknown kind of file '.xlsx'"),
-    "rows.parquet.gz": ("text", r"unknown kind of file '.parquet.gz'"),
+    "rows.xlsx": ("text", r"unknown file format '.xlsx'"),
+    "rows.parquet.gz": ("text", r"unknown file format '.parquet.gz'"),
 }
 
 
@@ -127,7 +127,7 @@ def test_a_line_of_exactly_the_limit_is_read(tmp_path) -> None:
 
 
 IMAGE_FOLDERS = {
-    "flat": (["a.png"], "no folder"),
+    "flat": (["a.png"], "no directory"),
     "notes": (["cat/a.png", "cat/notes.txt"], "not an image file"),
     "parts": (["train/a.png", "test/a.png"], r"parts \(test, train\)[\s\S]*--test-data"),
 }
@@ -145,7 +145,7 @@ def test_other_directories_are_refused(tmp_path, name: str) -> None:
 
 def test_an_empty_class_is_refused(tmp_path) -> None:
     (tmp_path / "cat").mkdir()
-    with pytest.raises(DataError, match="empty folder"):
+    with pytest.raises(DataError, match="empty directory"):
         read_file(tmp_path)
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from alloralib.data.commonsense import WRITERS
+from alloralib.data.commonsense import FORMATTERS
 from alloralib.data.forms import PARTS as PARTS_OF
 from alloralib.data.forms import Columns
 from alloralib.data.registry import PARTS, REGISTRY
@@ -18,7 +18,7 @@ HARNESS = {"sst2", "imdb", "toxigen", "snli", "medical_questions_pairs", "amazon
 
 def test_the_sets_are_there() -> None:
     assert set(REGISTRY) == PAPER | COMMONSENSE | HARNESS | {"trec", "e2e_nlg"}
-    assert set(WRITERS) == COMMONSENSE == {name for name, known in REGISTRY.items() if known.kind == "multiple-choice"}
+    assert set(FORMATTERS) == COMMONSENSE == {name for name, known in REGISTRY.items() if known.kind == "multiple-choice"}
 
 
 @pytest.mark.parametrize("name", REGISTRY)

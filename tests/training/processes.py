@@ -1,7 +1,12 @@
-"""`allora train` in processes of its own that can be killed; forked from one that has done the imports already."""
+"""Stopping `allora train` at a chosen call of a function: in a process of its own that is killed, or by a copy of its files.
+
+What SIGKILL leaves of a run is what is on the disk at that moment. So a copy of the directory, taken while the run goes on,
+is what a kill there would have left; test_resume.py shows it with real kills.
+"""
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -10,89 +15,99 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["alloralib.training.run", "alloralib.reporting.card", "matplotlib.figure", __name__])
 
 
 @dataclass(frozen=True)
-class Strike:
-    """Where a process is hit: at the `call`-th call of a function, before it, half way, or after it.
+class Point:
+    """A moment in a run: the `call`-th call of a function, before or after it.
 
     Attributes:
         module, name: the function, `module.name` (name may be `Class.method`).
         call: counted from 1.
-        when: "before", "after"; "torn": the call is done, and the file that it wrote is cut in half; "instead": nothing is
-            hit, and no call of the function does anything.
-        signal: what hits.
+        when: "before", "after"; "torn": after it, and the file that it wrote is cut in half.
     """
 
     module: str
     name: str
     call: int = 1
     when: str = "before"
-    signal: int = signal.SIGKILL
 
     def __str__(self) -> str:
         return f"{self.when}-{self.name}-{self.call}"
 
-    def arm(self) -> None:
-        """Replace the function in this process."""
-        import importlib
-
-        owner: Any = importlib.import_module(self.module)
-        *path, name = self.name.split(".")
-        for part in path:
-            owner = getattr(owner, part)
+    def arm(self, act: Callable[[Path | None], None], patch: pytest.MonkeyPatch) -> None:
+        """Have `act` called at that moment, with the file that was written if it is to be cut in half."""
+        owner, name = locate(self.module, self.name)
         right: Callable[..., Any] = getattr(owner, name)
         calls = 0
 
-        def struck(*args: Any, **kwargs: Any) -> Any:
+        def watched(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
-            if self.when == "instead":
-                return None
             calls += 1
-            if calls == self.call and self.when == "before":
-                os.kill(os.getpid(), self.signal)
+            reached = calls == self.call
+            if reached and self.when == "before":
+                act(None)
             result = right(*args, **kwargs)
-            if calls == self.call and self.when == "torn":
-                file = Path(next(a for a in args if isinstance(a, Path)))
-                with file.open("r+b") as opened:
-                    opened.truncate(file.stat().st_size // 2)
-            if calls == self.call and self.when != "before":
-                os.kill(os.getpid(), self.signal)
+            if reached and self.when != "before":
+                act(next(a for a in args if isinstance(a, Path)) if self.when == "torn" else None)
             return result
 
-        setattr(owner, name, struck)
+        patch.setattr(owner, name, watched)
 
 
-def run(words: list[str], strike: Strike | None = None, log: Path | None = None) -> int:
+def locate(module: str, name: str) -> tuple[Any, str]:
+    """The object that has a function as its attribute, and the attribute's name."""
+    owner: Any = importlib.import_module(module)
+    *path, name = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    return owner, name
+
+
+def cut(file: Path) -> None:
+    """Cut a file in half."""
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+
+
+def run(words: list[str], point: Point | None = None, number: int = signal.SIGKILL, log: Path | None = None) -> int:
     """Run the command line in a process of its own.
 
     Args:
+        point: where the process sends itself the signal `number`.
         log: gets standard error.
 
     Returns:
-        its exit code, negative where a signal ended it.
+        its exit code, negative if a signal ended it.
     """
-    process = CONTEXT.Process(target=_child, args=(words, strike, log))
+    process = CONTEXT.Process(target=_child, args=(words, point, number, log))
     process.start()
     process.join(240)
     assert process.exitcode is not None, "it hangs"
     return process.exitcode
 
 
-def _child(words: list[str], strike: Strike | None, log: Path | None) -> None:
+def _child(words: list[str], point: Point | None, number: int, log: Path | None) -> None:
     import sys
 
     import torch
 
     from alloralib.cli.main import main
 
+    def strike(torn: Path | None) -> None:
+        if torn is not None:
+            cut(torn)
+        os.kill(os.getpid(), number)
+
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
     sys.stderr = open(log or os.devnull, "w")  # noqa: SIM115, PTH123
-    if strike is not None:
-        strike.arm()
+    if point is not None:
+        point.arm(strike, pytest.MonkeyPatch())
     code = main(words)
     sys.stderr.flush()
     os._exit(code)

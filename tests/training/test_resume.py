@@ -1,47 +1,79 @@
-"""A run that is stopped anywhere goes on and ends as if it had never been stopped, bit for bit."""
+"""A run that is stopped anywhere can be resumed and ends as if it had never been stopped, bit for bit."""
 
+import gc
 import json
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from alloralib.cli.main import main
 from alloralib.records import RunRecord
+from alloralib.training import checkpoints
 
-from .processes import Strike, run
+from .processes import Point, cut, locate, run
 
 TRAINER = "transformers"
 CHECKPOINTS = "alloralib.training.checkpoints"
-RUN = "alloralib.training.run"
 DIRECTORY = "alloralib.training.directory"
+PREPARE = "alloralib.training.prepare"
+RESULTS = "alloralib.training.results"
+RUN = "alloralib.training.run"
 
-# 15 steps in 3 epochs of 5 (two forward passes each), a checkpoint every 2 steps and a look at the validation rows every 3
-KILLED = [
-    Strike(RUN, "prepare"),
-    Strike(RUN, "preflight", when="after"),
-    Strike(TRAINER, "Trainer.training_step", 1),
-    Strike(TRAINER, "Trainer.training_step", 5),
-    Strike(TRAINER, "Trainer.training_step", 8, "after"),
-    Strike(TRAINER, "Trainer.training_step", 9),
-    Strike(TRAINER, "Trainer.training_step", 14),
-    Strike(TRAINER, "Trainer.training_step", 24, "after"),
-    Strike(CHECKPOINTS, "save_file", 1),
-    Strike(CHECKPOINTS, "save_file", 1, "torn"),
-    Strike(CHECKPOINTS, "save_file", 4, "torn"),
-    Strike(CHECKPOINTS, "save_file", 8, "after"),
-    Strike(CHECKPOINTS, "sync", 1),
-    Strike(CHECKPOINTS, "sync", 12),
-    Strike(CHECKPOINTS, "Path.rename", 1),
-    Strike(CHECKPOINTS, "Path.rename", 3, "after"),
-    Strike(CHECKPOINTS, "shutil.rmtree", 5),
-    Strike("alloralib.training.prepare", "Run.validate", 2),
-    Strike("alloralib.training.prepare", "Run.test", 2),
-    Strike("alloralib.training.results", "RunRecord.write"),
-    Strike("alloralib.training.results", "RunRecord.write", when="after"),
-    Strike(DIRECTORY, "Path.rename", 9),  # after those of eight checkpoints
-    Strike(DIRECTORY, "RunDirectory.publish", when="after"),
+# 15 steps in 3 epochs of 5 (two forward passes each), a checkpoint every 2 steps and a validation every 3
+STOPPED = [
+    Point(RUN, "prepare"),
+    Point(RUN, "preflight", when="after"),
+    Point(TRAINER, "Trainer.training_step", 1),
+    Point(TRAINER, "Trainer.training_step", 5),
+    Point(TRAINER, "Trainer.training_step", 8, "after"),
+    Point(TRAINER, "Trainer.training_step", 9),
+    Point(TRAINER, "Trainer.training_step", 14),
+    Point(TRAINER, "Trainer.training_step", 24, "after"),
+    Point(CHECKPOINTS, "save_file", 1),
+    Point(CHECKPOINTS, "save_file", 1, "torn"),
+    Point(CHECKPOINTS, "save_file", 4, "torn"),
+    Point(CHECKPOINTS, "save_file", 8, "after"),
+    Point(CHECKPOINTS, "sync", 1),
+    Point(CHECKPOINTS, "sync", 12),
+    Point(CHECKPOINTS, "Path.rename", 1),
+    Point(CHECKPOINTS, "Path.rename", 3, "after"),
+    Point(CHECKPOINTS, "shutil.rmtree", 5),
+    Point(PREPARE, "Run.validate", 2),
+    Point(PREPARE, "Run.test", 2),
+    Point(RESULTS, "RunRecord.write"),
+    Point(RESULTS, "RunRecord.write", when="after"),
+    Point(DIRECTORY, "Path.rename", 9),  # after those of eight checkpoints
+    Point(DIRECTORY, "RunDirectory.publish", when="after"),
 ]
+MIDDLE = Point(TRAINER, "Trainer.training_step", 13)  # checkpoints of steps 4 and 6 are there
+COMPLETE = Point(DIRECTORY, "Path.rename", 9)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_objects_to_collect() -> Iterator[None]:
+    """accelerate collects garbage in every run; what exists by now need not be looked through."""
+    gc.collect()
+    gc.freeze()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch) -> None:
+    """No figure, and no waiting for the disk: a killed process loses nothing that it has handed to the kernel."""
+    quick(monkeypatch)
+
+
+def quick(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("alloralib.reporting.curve.draw_loss", lambda record, path: path.write_bytes(b""))
+    patch.setattr("os.fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +100,40 @@ def at(words: list[str], directory: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(words, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("uninterrupted") / "run"
-    assert run(at(words, directory)) == 0
-    record = RunRecord.read(directory / "record.json")
+def whole(words, tmp_path_factory) -> Path:
+    """A directory with `run`, never stopped, and for every point the files that there were then, in a directory of its name."""
+    root = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        quick(patch)
+        for point in [*STOPPED, MIDDLE]:
+            point.arm(lambda torn, point=point: _copy(root, str(point), torn), patch)
+        assert main(at(words, root / "run")) == 0
+    record = RunRecord.read(root / "run" / "record.json")
     assert [entry["step"] for entry in record.history] == list(range(1, 16))
-    return directory
+    return root
+
+
+def _copy(root: Path, name: str, torn: Path | None) -> None:
+    (root / name).mkdir()
+    for directory in root.glob("run*"):
+        shutil.copytree(directory, root / name / directory.name)
+    if torn is not None:
+        cut(root / name / torn.relative_to(root))
+
+
+@pytest.fixture
+def stopped(whole, tmp_path):
+    """Puts what a stop at some point left into `tmp_path`, and gives the run's final directory."""
+
+    def put(point: Point) -> Path:
+        shutil.copytree(whole / str(point), tmp_path, dirs_exist_ok=True)
+        return tmp_path / "run"
+
+    return put
+
+
+def resume(directory: Path) -> int:
+    return main(["train", "--resume", "--output-dir", str(directory)])
 
 
 def assert_same(directory: Path, other: Path) -> None:
@@ -85,60 +145,91 @@ def assert_same(directory: Path, other: Path) -> None:
     assert {p.name for p in directory.iterdir()} == {p.name for p in other.iterdir()}
 
 
-@pytest.mark.parametrize("strike", KILLED, ids=str)
-def test_killed_and_resumed_ends_bit_identical(words, uninterrupted, tmp_path, strike: Strike) -> None:
-    directory = tmp_path / "run"
-    assert run(at(words, directory), strike) == -signal.SIGKILL
-    if strike.name != "RunDirectory.publish":
+@pytest.mark.parametrize("point", STOPPED, ids=str)
+def test_stopped_and_resumed_ends_bit_identical(whole, stopped, tmp_path, point: Point) -> None:
+    directory = stopped(point)
+    if point.name != "RunDirectory.publish":
         assert not directory.exists(), "nothing stands under the final name before the run is complete"
-        assert run(["train", "--resume", "--output-dir", str(directory)], log=tmp_path / "log") == 0, (
-            tmp_path / "log"
-        ).read_text()
-    assert_same(directory, uninterrupted)
-    assert {p.name for p in tmp_path.iterdir()} <= {"run", "log"}
-
-
-@pytest.mark.parametrize("forgotten", ["restore_random", "restore_optimizer", "restore_weights", "BucketBatches.set_epoch"])
-def test_the_test_above_can_fail(words, uninterrupted, tmp_path, forgotten: str) -> None:
-    """A resume that forgets one thing ends with another adapter."""
-    directory = tmp_path / "run"
-    assert run(at(words, directory), Strike(TRAINER, "Trainer.training_step", 14)) == -signal.SIGKILL
-    broken = Strike("alloralib.training.trainer", forgotten, when="instead")
-    assert run(["train", "--resume", "--output-dir", str(directory)], broken) == 0
-    name = "adapter_model.safetensors"
-    assert (directory / name).read_bytes() != (uninterrupted / name).read_bytes()
-
-
-def test_killed_while_it_replaces_a_run(words, uninterrupted, tmp_path) -> None:
-    """The old run is not lost before the new one stands in its place."""
-    directory = tmp_path / "run"
-    shutil.copytree(uninterrupted, directory)
-    (directory / "mine").write_text("of the old run")
-    assert run([*at(words, directory), "--overwrite"], Strike(DIRECTORY, "Path.rename", 10)) == -signal.SIGKILL
-    assert (tmp_path / "run.replaced" / "mine").exists()
-    assert run(["train", "--resume", "--output-dir", str(directory)]) == 0
-    assert_same(directory, uninterrupted)
+        assert resume(directory) == 0
+    assert_same(directory, whole / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_exits(words, uninterrupted, tmp_path, number: int) -> None:
+KILLED = [Point(TRAINER, "Trainer.training_step", 9), Point(CHECKPOINTS, "save_file", 4, "torn"), COMPLETE]
+
+
+@pytest.mark.parametrize("point", KILLED, ids=str)
+def test_a_kill_leaves_what_the_copy_holds(words, whole, tmp_path, point: Point) -> None:
+    """In processes of their own: one that is killed, and one that resumes."""
     directory, log = tmp_path / "run", tmp_path / "log"
-    strike = Strike(TRAINER, "Trainer.training_step", 9, signal=number)
-    assert run(at(words, directory), strike, log) == 128 + number
+    assert run(at(words, directory), point) == -signal.SIGKILL
+    left, copied = (
+        {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()} for root in (tmp_path, whole / str(point))
+    )
+    assert left == copied
+    assert run(["train", "--resume", "--output-dir", str(directory)], log=log) == 0, log.read_text()
+    assert_same(directory, whole / "run")
+
+
+@pytest.mark.parametrize("forgotten", ["restore_random", "restore_optimizer", "restore_weights", "BucketBatches.set_epoch"])
+def test_the_test_above_can_fail(whole, stopped, monkeypatch, forgotten: str) -> None:
+    """A resume that forgets one thing ends with another adapter."""
+    directory = stopped(Point(TRAINER, "Trainer.training_step", 14))
+    monkeypatch.setattr(*locate("alloralib.training.trainer", forgotten), lambda *args: None)
+    assert resume(directory) == 0
+    name = "adapter_model.safetensors"
+    assert (directory / name).read_bytes() != (whole / "run" / name).read_bytes()
+
+
+def test_a_checkpoint_is_read_once(stopped, monkeypatch) -> None:
+    """Every file of it is hashed once, and every tensor file loaded once."""
+    directory = stopped(MIDDLE)
+    newest = checkpoints.path_of(directory.with_name("run.unfinished") / "checkpoints", 6)
+    files = {path.name for path in newest.iterdir()}
+    hashed: list[str] = []
+    loaded: list[str] = []
+    for name, seen in (("sha256", hashed), ("load_file", loaded)):
+        right = getattr(checkpoints, name)
+        spy = lambda path, right=right, seen=seen: (seen.append(path.name) if path.parent == newest else None, right(path))[1]  # noqa: E731
+        monkeypatch.setattr(checkpoints, name, spy)
+    assert resume(directory) == 0
+    assert sorted(hashed) == sorted(files - {"manifest.json"})
+    assert sorted(loaded) == sorted(name for name in files if name.endswith(".safetensors"))
+
+
+def test_stopped_while_it_replaces_a_run(words, whole, tmp_path, monkeypatch) -> None:
+    """The old run is not lost before the new one stands in its place."""
+    directory = tmp_path / "run"
+    shutil.copytree(whole / "run", directory)
+    (directory / "mine").write_text("of the old run")
+    point = Point(DIRECTORY, "Path.rename", 10)
+    with monkeypatch.context() as patch:
+        point.arm(lambda torn: _copy(tmp_path, "then", torn), patch)
+        assert main([*at(words, directory), "--overwrite"]) == 0
+    then = tmp_path / "then"
+    assert (then / "run.replaced" / "mine").exists()
+    assert resume(then / "run") == 0
+    assert_same(then / "run", whole / "run")
+    assert [p.name for p in then.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits(words, whole, tmp_path, number: int) -> None:
+    directory, log = tmp_path / "run", tmp_path / "log"
+    point = Point(TRAINER, "Trainer.training_step", 9)
+    assert run(at(words, directory), point, number, log) == 128 + number
     assert "a checkpoint is in" in log.read_text()
     assert "--resume" in log.read_text()
     assert "Traceback" not in log.read_text()
     assert (tmp_path / "run.unfinished" / "checkpoints" / "step-00000005").is_dir()
-    assert run(["train", "--resume", "--output-dir", str(directory)]) == 0
-    assert_same(directory, uninterrupted)
+    assert resume(directory) == 0
+    assert_same(directory, whole / "run")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "no manifest", "bad manifest"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(words, uninterrupted, tmp_path, damage: str) -> None:
-    directory, log = tmp_path / "run", tmp_path / "log"
-    assert run(at(words, directory), Strike(TRAINER, "Trainer.training_step", 13)) == -signal.SIGKILL
-    newest = tmp_path / "run.unfinished" / "checkpoints" / "step-00000006"
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(whole, stopped, capsys, damage: str) -> None:
+    directory = stopped(MIDDLE)
+    newest = directory.with_name("run.unfinished") / "checkpoints" / "step-00000006"
     file = newest / ("manifest.json" if "manifest" in damage else "optimizer.safetensors")
     content = file.read_bytes()
     if damage in ("missing", "no manifest"):
@@ -146,66 +237,62 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(words, uninter
     elif damage == "flipped":
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     else:
-        file.write_bytes(content[: len(content) // 2])
-    assert run(["train", "--resume", "--output-dir", str(directory)], log=log) == 0, log.read_text()
-    assert "step-00000006" in log.read_text()
-    assert file.name in log.read_text()
-    assert_same(directory, uninterrupted)
+        cut(file)
+    assert resume(directory) == 0
+    log = capsys.readouterr().err
+    assert "step-00000006" in log
+    assert file.name in log
+    assert_same(directory, whole / "run")
 
 
-def test_no_whole_checkpoint_is_an_error(words, tmp_path) -> None:
-    directory, log = tmp_path / "run", tmp_path / "log"
-    assert run(at(words, directory), Strike(TRAINER, "Trainer.training_step", 13)) == -signal.SIGKILL
-    for manifest in (tmp_path / "run.unfinished").rglob("manifest.json"):
+def test_no_undamaged_checkpoint_is_an_error(stopped, capsys) -> None:
+    directory = stopped(MIDDLE)
+    for manifest in directory.with_name("run.unfinished").rglob("manifest.json"):
         manifest.unlink()
-    assert run(["train", "--resume", "--output-dir", str(directory)], log=log) == 2
-    assert "all checkpoints are damaged" in log.read_text()
+    assert resume(directory) == 2
+    assert "all checkpoints are damaged" in capsys.readouterr().err
 
 
-def test_an_unfinished_run_is_not_overwritten_unasked(words, tmp_path) -> None:
-    directory, log = tmp_path / "run", tmp_path / "log"
-    assert run(at(words, directory), Strike(TRAINER, "Trainer.training_step", 13)) == -signal.SIGKILL
-    assert run(at(words, directory), log=log) == 2
-    assert "checkpoint at step 6" in log.read_text()
-    assert "--resume" in log.read_text()
-    assert run([*at(words, directory), "--overwrite"]) == 0
+def test_an_unfinished_run_is_not_overwritten_unasked(words, stopped, capsys) -> None:
+    directory = stopped(MIDDLE)
+    assert main(at(words, directory)) == 2
+    log = capsys.readouterr().err
+    assert "checkpoint at step 6" in log
+    assert "--resume" in log
+    assert main([*at(words, directory), "--overwrite"]) == 0
 
 
-def test_a_complete_run_that_is_not_in_its_place_is_not_overwritten_unasked(words, uninterrupted, tmp_path) -> None:
-    directory, log = tmp_path / "run", tmp_path / "log"
-    assert run(at(words, directory), Strike(DIRECTORY, "Path.rename", 9)) == -signal.SIGKILL
-    assert run(at(words, directory), log=log) == 2
-    assert "holds a complete run" in log.read_text()
-    assert run(["train", "--resume", "--output-dir", str(directory)]) == 0
-    assert_same(directory, uninterrupted)
+def test_a_complete_run_that_is_not_in_its_place_is_not_overwritten_unasked(words, whole, stopped, capsys) -> None:
+    directory = stopped(COMPLETE)
+    assert main(at(words, directory)) == 2
+    assert "holds a complete run" in capsys.readouterr().err
+    assert resume(directory) == 0
+    assert_same(directory, whole / "run")
 
 
-def test_resuming_with_other_settings_or_data_is_refused(words, tmp_path) -> None:
-    directory, log = tmp_path / "run", tmp_path / "log"
-    assert run(at(words, directory), Strike(TRAINER, "Trainer.training_step", 13)) == -signal.SIGKILL
-    assert run([*at(words, directory), "--resume", "--learning-rate", "0.1"], log=log) == 2
-    assert "learning_rate=0.01" in log.read_text()
+def test_resuming_with_other_settings_or_data_is_refused(words, stopped, capsys) -> None:
+    directory = stopped(MIDDLE)
+    assert main([*at(words, directory), "--resume", "--learning-rate", "0.1"]) == 2
+    assert "learning_rate=0.01" in capsys.readouterr().err
     data = Path(words[words.index("--data") + 1])
     content = data.read_text()
     try:
         data.write_text(content.replace("good", "great"))
-        assert run(["train", "--resume", "--output-dir", str(directory)], log=log) == 2
+        assert resume(directory) == 2
     finally:
         data.write_text(content)
-    assert "rows are not those the run started with" in log.read_text()
-    assert run([*at(words, directory), "--resume"], log=log) == 0
+    assert "rows are not those the run started with" in capsys.readouterr().err
+    assert main([*at(words, directory), "--resume"]) == 0
 
 
-def test_nothing_to_resume(tmp_path) -> None:
-    log = tmp_path / "log"
-    assert run(["train", "--resume", "--output-dir", str(tmp_path / "run")], log=log) == 2
-    assert "there is no unfinished run" in log.read_text()
+def test_nothing_to_resume(tmp_path, capsys) -> None:
+    assert resume(tmp_path / "run") == 2
+    assert "there is no unfinished run" in capsys.readouterr().err
 
 
-def test_nothing_written_is_a_pickle(words, tmp_path) -> None:
-    directory = tmp_path / "run"
-    assert run(at(words, directory), Strike(TRAINER, "Trainer.training_step", 13)) == -signal.SIGKILL
-    files = [p for p in (tmp_path / "run.unfinished").rglob("*") if p.is_file()]
+def test_nothing_written_is_a_pickle(stopped) -> None:
+    directory = stopped(MIDDLE)
+    files = [p for p in directory.with_name("run.unfinished").rglob("*") if p.is_file()]
     assert len(files) > 8
     for file in files:
         assert file.suffix in {".safetensors", ".json", ".yaml", ""}, file

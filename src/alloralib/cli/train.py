@@ -98,7 +98,7 @@ def _unfinished(file: str | None, given: dict[str, Any]) -> RunConfig:
     if directory.is_complete:
         from ..records import RECORD_FILE, RunRecord
 
-        return RunConfig.of(RunRecord.read(directory.working / RECORD_FILE).config)
+        return RunConfig.of(RunRecord.read(directory.working / RECORD_FILE).config | {"output_dir": said["output_dir"]})
     began = RunConfig.of(yaml.safe_load(directory.settings()), str(directory.working))
     now = RunConfig.of(began.model_dump(exclude_none=True) | {k: v for k, v in said.items() if k != "overwrite"})
     for name in RunConfig.model_fields:

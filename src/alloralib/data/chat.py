@@ -1,11 +1,12 @@
 """Conversations: how they are read, and which of their tokens are trained (the assistant's answers and what ends each).
 
-Private or optional API used here: `trl.chat_template_utils.get_training_chat_template` (TRL 1.15 and 1.16, optional).
+Foreign API used here, beside transformers': `trl.chat_template_utils.get_training_chat_template` (TRL 1.15 and 1.16, optional).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from jinja2 import TemplateError
@@ -35,6 +36,7 @@ _EXAMPLE = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "co
 _MARKERS = "give the tokenizer a template with {% generation %} markers around the assistant's answers"
 
 Message = dict[str, Any]
+Encoded = tuple[list[int], list[int]]  # token ids and labels, (T,) each
 
 
 def conversations(table: Table, column: str) -> list[list[Message]]:
@@ -66,11 +68,8 @@ def _conversation(cell: Any, where: str) -> list[Message]:
         raise DataError("an empty conversation", where=where, remedy="remove the row, or give it messages")
     messages = [_message(message, f"{where}, message {i}") for i, message in enumerate(cell, start=1)]
     if not any(message["role"] == "assistant" for message in messages):
-        raise DataError(
-            "no message of the assistant, so nothing to learn",
-            where=where,
-            remedy="remove the row; for plain text use --task causal-lm",
-        )
+        remedy = "remove the row; for plain text use --task causal-lm"
+        raise DataError("no message of the assistant, so nothing to learn", where=where, remedy=remedy)
     return messages
 
 
@@ -101,41 +100,35 @@ class ChatEncoder:
     2. Else by difference: the conversation is rendered up to each answer and up to its end. The text in between is
        trained, without white space after the token that ends the turn. This needs a template that is prefix-preserving
        (earlier messages are rendered the same, whatever follows).
-    3. Where that does not work (no prefix-preserving template, or no token that ends a turn), TRL's training version of
-       the template is used if TRL has one. TRL must then be installed, so that the tokens never depend on whether it is.
+    3. If that fails on a small conversation (no prefix-preserving template, or no token that ends a turn), TRL's training
+       version of the template, if TRL has one. TRL must then be installed, so the tokens never depend on whether it is.
 
     Args:
         tokenizer: a fast tokenizer of transformers with a chat template.
 
     Raises:
-        ModelError: no chat template, a slow tokenizer, or a template for which none of the three works.
+        ModelError: no chat template, a slow tokenizer, or a template that needs TRL, which is not installed.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         where = tokenizer.name_or_path or None
         if not tokenizer.chat_template:
-            raise ModelError(
-                "the tokenizer has no chat template",
-                where=where,
-                remedy="use an instruction-tuned model, or --task causal-lm with --prompt-column and --completion-column",
-            )
+            remedy = "use an instruction-tuned model, or --task causal-lm with --prompt-column and --completion-column"
+            raise ModelError("the tokenizer has no chat template", where=where, remedy=remedy)
         if not tokenizer.is_fast:
-            raise ModelError(
-                "a slow tokenizer: it does not report the position of each token in the text",
-                where=where,
-                remedy="use a model with a fast tokenizer (tokenizer.json)",
-            )
+            what = "a slow tokenizer, which does not report the position of each token in the text"
+            raise ModelError(what, where=where, remedy="use a model with a fast tokenizer (tokenizer.json)")
         self.tokenizer = tokenizer
         self._ends = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
         self.template: str | None = None
         """The template with markers; None where answers are found by difference."""
         own = tokenizer.get_chat_template()
-        if "{% generation" in own.replace("{%-", "{%") and self._trains_the_stop_token(own):
+        if "generation %}" in own and self._is_usable(lambda messages: self._by_markers(messages, own)):
             self.template = own
-        elif not (self._is_prefix_preserving() and self._ends_turns()):
+        elif not self._is_usable(lambda messages: self._by_difference(messages, "")):
             self.template = self._template_of_trl(where)
 
-    def __call__(self, messages: list[Message], where: str) -> tuple[list[int], list[int]]:
+    def __call__(self, messages: list[Message], where: str) -> Encoded:
         """Token ids and labels of a conversation, (T,) each. A label is the token's id where it is trained, else -100.
 
         Raises:
@@ -147,20 +140,17 @@ class ChatEncoder:
                 return self._by_difference(messages, where)
             return self._by_markers(messages, self.template)
         except TemplateError as error:
-            raise DataError(
-                f"the chat template refuses the conversation: {error}",
-                where=where,
-                remedy="correct the order of the roles, or remove the row",
-            ) from None
+            remedy = "correct the order of the roles, or remove the row"
+            raise DataError(f"the chat template refuses the conversation: {error}", where=where, remedy=remedy) from None
 
-    def _by_markers(self, messages: list[Message], template: str) -> tuple[list[int], list[int]]:
+    def _by_markers(self, messages: list[Message], template: str) -> Encoded:
         encoded = self.tokenizer.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, chat_template=template
         )
         ids, mask = list(encoded["input_ids"]), encoded["assistant_masks"]
         return ids, [i if trained else IGNORED for i, trained in zip(ids, mask, strict=True)]
 
-    def _by_difference(self, messages: list[Message], where: str) -> tuple[list[int], list[int]]:
+    def _by_difference(self, messages: list[Message], where: str) -> Encoded:
         text = self._render(messages)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
@@ -171,11 +161,8 @@ class ChatEncoder:
             before = self._render(messages[:i], add_generation_prompt=True)
             after = self._render(messages[: i + 1])
             if not (after.startswith(before) and text.startswith(after)):
-                raise ModelError(
-                    "the chat template is not prefix-preserving: it renders earlier messages differently once more follow",
-                    where=where,
-                    remedy=_MARKERS,
-                )
+                what = "the chat template is not prefix-preserving: it renders earlier messages differently once more follow"
+                raise ModelError(what, where=where, remedy=_MARKERS)
             # a token that starts before the answer and reaches into it is trained, as it is with markers
             span = [t for t, (start, end) in enumerate(offsets) if start < len(after) and end > len(before)]
             for t in self._until_the_end(ids, span):
@@ -192,62 +179,34 @@ class ChatEncoder:
     def _render(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
 
-    def _trains_the_stop_token(self, template: str) -> bool:
-        """Whether the last marked token of an answer, white space aside, is one that ends a turn."""
+    def _is_usable(self, encode: Callable[[list[Message]], Encoded]) -> bool:
+        """Whether a way to encode finds the answers of a small conversation, each to a token that ends a turn.
+
+        The last answer is followed by a message, because some templates end a turn only where another begins.
+        """
         try:
-            _, labels = self._by_markers(_PROBE[:3], template)
-        except TemplateError:
+            _, labels = encode(_PROBE)
+        except (TemplateError, ModelError):
             return False
-        return self._ends_with_a_stop_token(labels)
-
-    def _is_prefix_preserving(self) -> bool:
-        try:
-            self._by_difference(_PROBE, "")
-        except TemplateError:  # it refuses the probe, so only the rows themselves can tell
-            return True
-        except ModelError:
-            return False
-        return True
-
-    def _ends_turns(self) -> bool:
-        try:
-            _, labels = self._by_difference(_PROBE[:3], "")
-        except TemplateError:
-            return True
-        return self._ends_with_a_stop_token(labels)
-
-    def _ends_with_a_stop_token(self, labels: list[int]) -> bool:
-        written = [i for i in labels if i != IGNORED and self.tokenizer.decode([i]).strip()]
-        return bool(written) and written[-1] in self._ends
+        trained = [i for i in labels if i != IGNORED and self.tokenizer.decode([i]).strip()]
+        return bool(trained) and trained[-1] in self._ends
 
     def _template_of_trl(self, where: str | None) -> str | None:
-        """TRL's version of the tokenizer's template with markers; None if TRL has none and the difference works."""
+        """TRL's version of the tokenizer's template with markers; None if TRL has none."""
         try:
             from trl.chat_template_utils import get_training_chat_template
         except ImportError:
-            raise ModelError(
-                "which tokens of an answer are trained cannot be told from this chat template alone",
-                where=where,
-                remedy=f"pip install alloralib[trl], which has training versions of many templates; or {_MARKERS}",
-            ) from None
+            what = "which tokens of an answer are trained cannot be told from this chat template alone"
+            remedy = f"pip install alloralib[trl], which has training versions of many templates; or {_MARKERS}"
+            raise ModelError(what, where=where, remedy=remedy) from None
         try:
             template = get_training_chat_template(self.tokenizer)
-        except ValueError:  # TRL does not know the template
-            template = None
-        if template is not None and self._trains_the_stop_token(template):
-            return template
-        if not self._is_prefix_preserving():
-            raise ModelError(
-                "the chat template is not prefix-preserving: it renders earlier messages differently once more follow",
-                where=where,
-                remedy=_MARKERS,
-            )
-        return None
+        except ValueError:  # TRL does not know the template, so the rows decide whether the difference works
+            return None
+        usable = template is not None and self._is_usable(lambda messages: self._by_markers(messages, template))
+        return template if usable else None
 
 
 _PROBE: list[Message] = [
-    {"role": "user", "content": "question"},
-    {"role": "assistant", "content": "answer"},
-    {"role": "user", "content": "question"},
-    {"role": "assistant", "content": "answer"},
-]
+    {"role": role, "content": role} for role in ("user", "assistant", "user", "assistant", "user")
+]  # fmt: skip

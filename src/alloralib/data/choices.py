@@ -1,4 +1,4 @@
-"""Multiple choice: a prompt, the choices, and which of them is right."""
+"""Multiple choice: a prompt, its choices, and which of them is right."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from .forms import Columns
 from .readers import refuse_half_characters
 from .table import Table
 
+_EXAMPLE = 'write them as ["one choice", "another"]'
+
 
 @dataclass(frozen=True)
 class Question:
-    """One row. The model reads `prompt` and continues with one of `choices`; `answer` is the index of the right one."""
+    """One row: the model reads `prompt` and continues it with one of `choices`. `answer` is the index of the right one."""
 
     prompt: str
     choices: tuple[str, ...]
@@ -24,8 +26,8 @@ class Question:
 def questions(table: Table, columns: Columns) -> list[Question]:
     """The rows of a multiple-choice table.
 
-    Choices are a list of texts, in a CSV cell a JSON list. The answer is the right choice's text or, as an integer, its
-    index from 0.
+    Choices are a list of texts, written as a JSON list in a CSV cell. The answer is the text of the right choice or its
+    0-based index as an integer.
 
     Raises:
         DataError: a missing column, fewer than two choices, equal choices, or an answer that is none of them.
@@ -34,10 +36,10 @@ def questions(table: Table, columns: Columns) -> list[Question]:
     assert columns.choices is not None
     assert columns.answer is not None
     prompts = table.texts(columns.prompt, "prompt-column")
-    offered = table.column(columns.choices, "choices-column")
+    cells = table.column(columns.choices, "choices-column")
     answers = table.column(columns.answer, "answer-column")
     rows: list[Question] = []
-    for row, (prompt, cell, answer) in enumerate(zip(prompts, offered, answers, strict=True)):
+    for row, (prompt, cell, answer) in enumerate(zip(prompts, cells, answers, strict=True)):
         choices = _choices(cell, table.where(row))
         rows.append(Question(prompt, choices, _answer(answer, choices, table.where(row))))
     return rows
@@ -49,16 +51,11 @@ def _choices(cell: Any, where: str) -> tuple[str, ...]:
         try:
             cell = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"the choices are no JSON list: {error}", where=where, remedy='write them as ["one choice", "another"]'
-            ) from None
+            raise DataError(f"the choices are not a JSON list: {error}", where=where, remedy=_EXAMPLE) from None
         refuse_half_characters(cell, text, where)
     if not isinstance(cell, list) or len(cell) < 2 or not all(isinstance(choice, str) and choice.strip() for choice in cell):
-        raise DataError(
-            f"at least two choices, each with text, are needed, not {str(cell)[:80]!r}",
-            where=where,
-            remedy='write them as ["one choice", "another"]',
-        )
+        what = f"expected at least two choices, each with text, got {str(cell)[:80]!r}"
+        raise DataError(what, where=where, remedy=_EXAMPLE)
     if len(set(cell)) < len(cell):
         raise DataError("two choices are the same", where=where, remedy="remove one of them")
     return tuple(cell)
@@ -69,9 +66,6 @@ def _answer(answer: Any, choices: tuple[str, ...], where: str) -> int:
         return answer
     if isinstance(answer, str) and answer in choices:
         return choices.index(answer)
-    raise DataError(
-        f"the answer {answer!r} is none of the {len(choices)} choices",
-        where=where,
-        remedy="give the text of the right choice, or its index from 0 as a number; "
-        + did_you_mean(str(answer), [repr(choice)[1:-1] for choice in choices]),
-    )
+    remedy = "give the text of the right choice, or its index from 0 as a number; "
+    remedy += did_you_mean(str(answer), [repr(choice)[1:-1] for choice in choices])
+    raise DataError(f"the answer {answer!r} is none of the {len(choices)} choices", where=where, remedy=remedy)

@@ -1,7 +1,7 @@
-r"""The eight commonsense tasks, as LLM-Adapters writes them (Hu et al. 2023, arXiv:2304.01933).
+r"""The eight commonsense tasks as LLM-Adapters formats them (Hu et al. 2023, arXiv:2304.01933).
 
-A hub row becomes an instruction, an answer ("answer2") and the list of the answers there are; the model reads `PROMPT` and
-completes "the correct answer is answer2".
+A hub row becomes an instruction, which ends in the list of possible answers, and an answer ("answer2"). The model reads
+`PROMPT` and completes "the correct answer is answer2".
 
 >>> instruction("boolq", {"question": "is water wet", "answer": True})
 ('Please answer the following question with true or false, question: is water wet?\n\nAnswer format: true/false', 'true')
@@ -19,16 +19,16 @@ PROMPT = (
 )
 COMPLETION = "the correct answer is {answer}"
 
-Written = tuple[str, str]  # instruction, answer; an empty answer where the row has no label
+Formatted = tuple[str, str]  # instruction and answer; an empty answer if the row has no label
 
 
-def instruction(task: str, row: dict[str, Any]) -> Written:
-    """The published instruction of a hub row, and its answer ("" where the row is unlabelled).
+def instruction(task: str, row: dict[str, Any]) -> Formatted:
+    """The published instruction of a hub row, and its answer ("" if the row is unlabelled).
 
     Raises:
-        KeyError: a column of the hub's is missing.
+        KeyError: a column of the hub's set is missing.
     """
-    return WRITERS[task](row)
+    return FORMATTERS[task](row)
 
 
 def example(text: str, answer: str) -> dict[str, Any]:
@@ -47,43 +47,43 @@ def example(text: str, answer: str) -> dict[str, Any]:
     }
 
 
-def _boolq(row: dict[str, Any]) -> Written:
+def _boolq(row: dict[str, Any]) -> Formatted:
     text = f"Please answer the following question with true or false, question: {row['question']}?"
     return f"{text}\n\nAnswer format: true/false", str(row["answer"]).lower()
 
 
-def _piqa(row: dict[str, Any]) -> Written:
+def _piqa(row: dict[str, Any]) -> Formatted:
     text = f"Please choose the correct solution to the question: {row['goal']}"
     text += f"\n\nSolution1: {row['sol1']}\n\nSolution2: {row['sol2']}"
     return f"{text}\n\nAnswer format: solution1/solution2", _numbered("solution", row["label"], first=0)
 
 
-def _social_i_qa(row: dict[str, Any]) -> Written:
+def _social_i_qa(row: dict[str, Any]) -> Formatted:
     question = f"{row['context']} {row['question']}"
     return _question(question, [row[f"answer{letter}"] for letter in "ABC"]), _numbered("answer", row["label"], first=1)
 
 
-def _hellaswag(row: dict[str, Any]) -> Written:
+def _hellaswag(row: dict[str, Any]) -> Formatted:
     text = f"Please choose the correct ending to complete the given sentence: {row['activity_label']}: {row['ctx']}"
     return f"{text}\n\n{_listed('ending', row['endings'])}", _numbered("ending", row["label"], first=0)
 
 
-def _winogrande(row: dict[str, Any]) -> Written:
+def _winogrande(row: dict[str, Any]) -> Formatted:
     text = "Please choose the correct answer to fill in the blank to complete the given sentence: "
     text += f"{row['sentence']}\n\nOption1: {row['option1']} Option2: {row['option2']}"
-    # one space, no blank line, before the format: so it was published
+    # as published: a space, not a blank line, before the format
     return f"{text} Answer format: option1/option2", _numbered("option", row["answer"], first=1)
 
 
-def _arc(row: dict[str, Any]) -> Written:
+def _arc(row: dict[str, Any]) -> Formatted:
     return _lettered(row["question"], row)
 
 
-def _openbookqa(row: dict[str, Any]) -> Written:
+def _openbookqa(row: dict[str, Any]) -> Formatted:
     return _lettered(row["question_stem"], row)
 
 
-def _lettered(question: str, row: dict[str, Any]) -> Written:
+def _lettered(question: str, row: dict[str, Any]) -> Formatted:
     choices = row["choices"]
     names, texts = list(choices["label"]), list(choices["text"])  # A, B, ... or 1, 2, ...
     key = row["answerKey"]
@@ -100,12 +100,12 @@ def _listed(noun: str, texts: list[str]) -> str:
 
 
 def _numbered(noun: str, label: Any, *, first: int) -> str:
-    """The answer of a label that counts from `first`; "" for the hub's -1 and empty labels."""
+    """The answer of a label that counts from `first`; "" for -1 and empty labels, which mean none on the hub."""
     text = "" if label is None else str(label).strip()
     return f"{noun}{int(text) - first + 1}" if text.isdigit() else ""
 
 
-WRITERS: dict[str, Callable[[dict[str, Any]], Written]] = {
+FORMATTERS: dict[str, Callable[[dict[str, Any]], Formatted]] = {
     "boolq": _boolq,
     "piqa": _piqa,
     "social_i_qa": _social_i_qa,

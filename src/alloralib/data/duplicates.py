@@ -1,8 +1,7 @@
 """When two rows are the same example.
 
-Two rows are the same where the model is shown the same: the text, the image, the question. What is to be learnt (label,
-answer) is no part of it. White space and case are ignored, since an uncased tokenizer sees neither and copies of a text on
-the web differ in just these.
+They are if the model is shown the same: the text, the image, the question. What it has to predict (label, answer) does not
+count. White space and case are ignored: uncased tokenizers do not see them, and copies of a text on the web differ in them.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ def normalized(text: str) -> str:
 
 
 def example_keys(kind: Kind, table: Table, columns: Columns) -> list[str]:
-    """A key per row, equal for rows that show the model the same; no key may stand in two parts of a run's data.
+    """A key per row, equal for rows that show the model the same. No key may be in two parts of a run's data.
 
-    Of a conversation it is all that others than the assistant say; where nobody else does, all of it.
+    For a conversation it is everything that is not said by the assistant; all of it if the user says nothing.
 
     Raises:
         DataError: a column or a part of a row is missing or malformed.
@@ -51,19 +50,19 @@ def example_keys(kind: Kind, table: Table, columns: Columns) -> list[str]:
 
 
 def row_keys(kind: Kind, table: Table, columns: Columns) -> list[str]:
-    """A key per row, equal for rows of which training needs one only.
+    """A key per row, equal for rows of which training needs only one: the example's key together with the answer.
 
-    That is the example's key; but several completions of one prompt, or answers in one conversation, are several rows.
+    Several completions of one prompt, or several answers in one conversation, are several rows.
     """
     keys = example_keys(kind, table, columns)
     if kind == "chat":
         assert columns.messages is not None
-        learnt = [json.dumps(messages, sort_keys=True, default=str) for messages in conversations(table, columns.messages)]
+        answers = [json.dumps(messages, sort_keys=True, default=str) for messages in conversations(table, columns.messages)]
     elif columns.completion is not None:
-        learnt = table.texts(columns.completion, "completion-column")
+        answers = table.texts(columns.completion, "completion-column")
     else:
         return keys
-    return [_key(key, answer) for key, answer in zip(keys, learnt, strict=True)]
+    return [_key(key, answer) for key, answer in zip(keys, answers, strict=True)]
 
 
 def _key(*texts: str) -> str:

@@ -1,4 +1,4 @@
-"""The kinds of task, and which column of a table plays which part in them. Imports nothing heavy."""
+"""The kinds of task, and the columns that each needs. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Kind = Literal["classification", "image-classification", "causal-lm", "chat", "m
     classification          text (and a second text) -> class
     image-classification    image -> class
     causal-lm               text, or prompt -> completion
-    chat                    messages; the answers of the assistant are learnt
-    multiple-choice         prompt and choices -> the right choice, learnt as a completion
+    chat                    messages; the assistant's answers are trained
+    multiple-choice         prompt and choices -> the right choice, trained as a completion
 """
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -24,7 +24,7 @@ LANGUAGE: tuple[Kind, ...] = ("causal-lm", "chat", "multiple-choice")
 
 @dataclass(frozen=True)
 class Columns:
-    """The column that plays each part; None where the part is not there."""
+    """The column that holds each part of a row; None if there is no such part."""
 
     text: str | None = None
     text_pair: str | None = None
@@ -38,10 +38,10 @@ class Columns:
 
     @classmethod
     def of(cls, kind: Kind, given: dict[str, str]) -> Columns:
-        """The parts of a kind, by the names in `given` and by default the part's own name.
+        """The columns of a kind. A column that is not given has the name of its part.
 
         Args:
-            given: part -> column, what the user said.
+            given: part -> column, from the user.
 
         Raises:
             ConfigError: a part that this kind does not have, or half of a pair.
@@ -49,15 +49,13 @@ class Columns:
         allowed = PARTS[kind]
         for part in given:
             if part not in allowed:
-                flags = ", ".join(f"{flag(p)}" for p in allowed)
+                flags = ", ".join(flag(p) for p in allowed)
                 raise ConfigError(f"{flag(part)} has no meaning for task {kind}", remedy=f"leave it out; its columns: {flags}")
         if kind != "causal-lm":
             return cls(**{part: given.get(part, part) for part in allowed if part in given or part not in _OPTIONAL})
         if "text" in given and ("prompt" in given or "completion" in given):
-            raise ConfigError(
-                "--text-column trains on all of the text, --prompt-column and --completion-column on the answer",
-                remedy="choose one of the two",
-            )
+            what = "--text-column trains on the whole text, --prompt-column and --completion-column only on the answer"
+            raise ConfigError(what, remedy="choose one of the two")
         if ("prompt" in given) != ("completion" in given):
             raise ConfigError("--prompt-column and --completion-column go together", remedy="set both or neither")
         if "prompt" in given:
@@ -65,7 +63,7 @@ class Columns:
         return cls(text=given.get("text", "text"))
 
     def named(self) -> dict[str, str]:
-        """part -> column, for the parts that are there."""
+        """part -> column, for the parts that exist."""
         return {f.name: name for f in fields(self) if (name := getattr(self, f.name)) is not None}
 
 

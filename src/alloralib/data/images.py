@@ -1,4 +1,4 @@
-"""Images of a table: found, checked, and turned into pixels when they are asked for."""
+"""Images of a table: located, checked, and turned into pixels when they are asked for."""
 
 from __future__ import annotations
 
@@ -7,51 +7,50 @@ import io
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..errors import DataError
 from .table import Table
 
-Source = dict[str, Any]  # {"bytes": encoded image or None, "path": file or None}, as datasets keeps images
+Source = dict[str, Any]  # {"bytes": encoded image or None, "path": file or None}, as `datasets` stores images
 
 
 def image_sources(table: Table, column: str) -> list[Source]:
-    """Where the image of every row is.
+    """The image of every row, not yet decoded.
 
-    A cell is a path (below the directory that was given, or beside the file that names it) or an encoded image, as Parquet
-    files and the hub have them.
+    A cell is a path (relative to the directory that was given, or to that of the file) or an encoded image, as in Parquet
+    files and on the hub.
 
     Raises:
         DataError: no such column, an empty cell, or a path without a file.
     """
     base = Path(table.source) if Path(table.source).is_dir() else Path(table.source).parent
-    found: list[Source] = []
+    sources: list[Source] = []
     for row, cell in enumerate(table.column(column, "image-column")):
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if isinstance(content, bytes):
-            found.append({"bytes": content, "path": None})
+            sources.append({"bytes": content, "path": None})
             continue
         name = cell.get("path") if isinstance(cell, dict) else cell
         if not isinstance(name, str) or not name:
-            raise DataError(
-                f"column {column!r} has no image but {str(cell)[:60]!r}",
-                where=table.where(row),
-                remedy="give a path or an encoded image, or name another --image-column",
-            )
+            what = f"column {column!r} has no image but {str(cell)[:60]!r}"
+            remedy = "give a path or an encoded image, or name another --image-column"
+            raise DataError(what, where=table.where(row), remedy=remedy)
         path = base / name
         if not path.is_file():
-            raise DataError(f"no such image file: {path}", where=table.where(row), remedy=f"paths are read from {base}")
-        found.append({"bytes": None, "path": str(path)})
-    return found
+            remedy = f"paths are relative to {base}"
+            raise DataError(f"no such image file: {path}", where=table.where(row), remedy=remedy)
+        sources.append({"bytes": None, "path": str(path)})
+    return sources
 
 
 def content_key(source: Source) -> str:
-    """The digest of an encoded image: equal for copies of a file, whatever their names."""
+    """The SHA-256 of an encoded image: equal for copies of a file, whatever their names."""
     return hashlib.sha256(_encoded(source)).hexdigest()
 
 
-def open_image(source: Source) -> Any:
-    """A PIL image in RGB; transparency is dropped, grey becomes three equal channels."""
-    from PIL import Image
-
+def open_image(source: Source) -> Image.Image:
+    """The image in RGB; transparency is dropped, gray becomes three equal channels."""
     with Image.open(io.BytesIO(_encoded(source))) as image:
         return image.convert("RGB")
 
@@ -60,33 +59,28 @@ def check_images(table: Table, sources: list[Source]) -> None:
     """Decode every image once, so that none fails in the middle of a run.
 
     Raises:
-        DataError: a file that is no image, or is cut off.
+        DataError: a file that is not an image, or is truncated.
     """
-    from PIL import Image
-
     for row, source in enumerate(sources):
         try:
             open_image(source)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises each of them
-            raise DataError(
-                f"not an image: {source['path'] or 'encoded bytes'} ({str(error).splitlines()[0][:80]})",
-                where=table.where(row),
-                remedy="open it in a viewer; replace or remove it",
-            ) from None
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL raises all of them
+            what = f"not an image: {source['path'] or 'encoded bytes'} ({str(error).splitlines()[0][:80]})"
+            raise DataError(what, where=table.where(row), remedy="open it in a viewer; replace or remove it") from None
 
 
 class Pixels:
-    """A transform of `datasets`: the sources of a batch become pixel values.
+    """A transform for `datasets`: replaces the sources of a batch by pixel values.
 
     Args:
-        processor: transformers' image processor; it is deterministic, there is no augmentation.
+        processor: transformers' image processor. It is deterministic; there is no augmentation.
     """
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
-        """The columns of some rows, `pixel_values` as tensors: (3, H, W) float32 each."""
+        """The columns of some rows, with `pixel_values` as tensors, (3, H, W) float32 each."""
         if "pixel_values" not in batch:
             return batch
         images = [open_image(source) for source in batch["pixel_values"]]

@@ -19,12 +19,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import DataError
-from .chat import IGNORED, ChatEncoder, conversations
+from .chat import IGNORED, ChatEncoder, Encoded, conversations
 from .choices import questions
 from .forms import Columns, Kind
 from .table import Table
 
-Encoded = tuple[list[int], list[int]]  # input ids and labels of a row, (T,) each
 _SHOWN = 5  # row numbers in an error
 
 
@@ -81,11 +80,8 @@ def check_tokens(table: Table, texts: Sequence[str], tokenizer: Any) -> None:
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
     for row, ids in enumerate(encoded):
         if not ids:
-            raise DataError(
-                f"the tokenizer makes no token of the text {texts[row][:40]!r}",
-                where=table.where(row),
-                remedy="remove the row: to this tokenizer it is empty",
-            )
+            what = f"the tokenizer makes no token of the text {texts[row][:40]!r}"
+            raise DataError(what, where=table.where(row), remedy="remove the row: to this tokenizer it is empty")
 
 
 def _texts(table: Table, texts: list[str], tokenizer: Any) -> list[Encoded]:
@@ -122,8 +118,5 @@ def _refuse_untrained(table: Table, rows: list[Encoded], max_length: int) -> Non
     if untrained:
         first, *others = untrained
         more = f" (and {len(others)} more: {', '.join(table.where(row) for row in others[: _SHOWN - 1])})" if others else ""
-        raise DataError(
-            f"no trained token among the first {max_length}{more}",
-            where=table.where(first),
-            remedy="raise --max-length, or remove these rows",
-        )
+        remedy = "raise --max-length, or remove these rows"
+        raise DataError(f"no trained token among the first {max_length}{more}", where=table.where(first), remedy=remedy)

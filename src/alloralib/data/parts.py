@@ -1,4 +1,4 @@
-"""Rows to train on, to choose a checkpoint by, and to test on: three tables that share no example."""
+"""The training, validation and test rows of a run: three tables that share no example."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .registry import REGISTRY, Part
 from .table import Table, read_table
 
 REMOVED = ("train", "train/test", "train/validation", "validation/test", "unlabelled")
-"""What `Parts.removed` counts: repeated within train; in both parts (the row of the first goes); without a label."""
+"""What `Parts.removed` counts: repeated within train; in two parts (removed from the first); without a label."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Parts:
     """The rows of a run.
 
     Attributes:
-        train: to learn from.
-        validation: to choose the checkpoint by, None where there are none.
-        test: for the final score.
-        removed: rows that were left out, by the names in `REMOVED`; zero where none were.
+        train: rows to train on.
+        validation: rows to choose the checkpoint on; None if there are none.
+        test: rows for the final score.
+        removed: the number of rows that were left out, by the names in `REMOVED`.
     """
 
     train: Table
@@ -53,23 +53,23 @@ def load_parts(
 ) -> Parts:
     """Read the rows of a run; the same arguments give the same rows.
 
-    A registered set brings its own validation and test parts, unless a share or other data is given. Where there is no
-    test part, `default_test_share` of the training rows is held out; validation rows there are only where they are asked
-    for or brought along. What stands in two parts is removed from the one that is used earlier: a test row is never
-    trained or validated on, and given test rows stay as they are. Rows that show the same example stay together when a
-    share is cut. `*_rows` are drawn last.
+    A registered set brings its own validation and test parts, unless a share or other data is given. Without a test part,
+    `default_test_share` of the training rows is held out. There are validation rows only if they are asked for or come
+    with the set. An example that is in two parts is removed from the one that is used earlier: a test row is never trained
+    or validated on, and given test rows are never changed. Rows of the same example stay together when a share is held
+    out. `*_rows` are drawn last.
 
     Args:
-        data: as for `read_table`, or a registered name.
-        data_dir: where the files of registered sets are; None for the hub.
-        validation_data, test_data: as `data`; of a registered name the part in question.
-        validation_share, test_share: of the training rows without their duplicates, in (0, 1).
-        train_rows, validation_rows, test_rows: at most so many.
-        data_seed: of the choice of `train_rows`.
-        evaluation_seed: of which rows are held out, and of the choice of `validation_rows` and `test_rows`.
+        data: as for `read_table`, or the name of a registered set.
+        data_dir: the directory with the files of registered sets; None for the hub.
+        validation_data, test_data: like `data`; of a registered set, the part in question.
+        validation_share, test_share: of the training rows without duplicates, in (0, 1).
+        train_rows, validation_rows, test_rows: the largest number of rows.
+        data_seed: seed of which `train_rows` are drawn.
+        evaluation_seed: seed of which rows are held out, and of which `validation_rows` and `test_rows` are drawn.
 
     Raises:
-        DataError: a part cannot be read, has a malformed row, or nothing is left of it.
+        DataError: a part cannot be read, has a malformed row, or no row is left in it.
     """
     removed: dict[str, int] = dict.fromkeys(REMOVED, 0)
 
@@ -83,16 +83,15 @@ def load_parts(
         table = read_part(name, part, data_dir)
         if table is None:
             where = "on the hub" if data_dir is None else f"in {data_dir}"
-            raise DataError(
-                f"{name} has no {part} rows {where}", remedy=f"give a file, or put {name}/{part}.jsonl in --data-dir"
-            )
+            remedy = f"give a file, or put {name}/{part}.jsonl in --data-dir"
+            raise DataError(f"{name} has no {part} rows {where}", remedy=remedy)
         return _labelled(table, columns, removed)
 
     train = given(data, "train")
     test = given(test_data, "test") if test_data else own("test") if test_share is None else None
-    validation = (
-        given(validation_data, "validation") if validation_data else own("validation") if validation_share is None else None
-    )
+    validation = own("validation") if validation_share is None and not validation_data else None
+    if validation_data:
+        validation = given(validation_data, "validation")
 
     def keys(table: Table) -> list[str]:
         return example_keys(kind, table, columns)
@@ -127,14 +126,14 @@ def load_parts(
 
 
 def sample(table: Table, rows: int | None, seed: int) -> Table:
-    """At most `rows` rows, chosen by `seed`, in their old order."""
+    """At most `rows` rows, drawn by `seed`, in their original order."""
     if rows is None or rows >= len(table):
         return table
     return table.take(sorted(random.Random(seed).sample(range(len(table)), rows)))
 
 
 def _labelled(table: Table, columns: Columns, removed: dict[str, int]) -> Table:
-    """A registered set's rows without those that the set gives no label."""
+    """A registered set's rows without those that have no label."""
     values = table.columns.get(columns.label or columns.answer or "")
     if values is None or None not in values:
         return table
@@ -150,32 +149,28 @@ def _without(table: Table, keys: list[str], held: set[str], removed: dict[str, i
     removed[pair] = len(table) - len(rows)
     if not rows:
         earlier, later = pair.split("/")
-        raise DataError(
-            f"every {earlier} row also stands in the {later} rows", where=table.source, remedy=f"give other {later} rows"
-        )
+        what = f"every {earlier} row is also among the {later} rows"
+        raise DataError(what, where=table.source, remedy=f"give other {later} rows")
     return table if len(rows) == len(table) else table.take(rows)
 
 
 def _cut(table: Table, keys: list[str], shares: list[float], seed: int) -> list[Table]:
-    """What is left of a table, and a part per share; rows with the same key come into the same part.
+    """What is left of a table, and one part per share. Rows with the same key go into the same part.
 
-    The first part does not depend on whether a second is cut.
+    The first part does not depend on whether there is a second.
     """
     groups: dict[str, list[int]] = {}
     for row, key in enumerate(keys):
         groups.setdefault(key, []).append(row)
     if len(groups) <= len(shares):
-        raise DataError(
-            f"{len(groups)} different example(s) cannot be split into {len(shares) + 1} parts",
-            where=table.source,
-            remedy="give more rows, or --test-data and --validation-data",
-        )
+        what = f"{len(groups)} different example(s) cannot be split into {len(shares) + 1} parts"
+        raise DataError(what, where=table.source, remedy="give more rows, or --test-data and --validation-data")
     order = list(groups.values())
     random.Random(seed).shuffle(order)
-    order.reverse()  # taken from the end, which costs nothing
+    order.reverse()  # popped from the end, which is cheap
     parts: list[Table] = []
     for cut, share in enumerate(shares):
-        spare = len(shares) - cut  # a group for each part that follows, the training rows among them
+        spare = len(shares) - cut  # one group for each part that follows, training included
         rows: list[int] = []
         while len(order) > spare and len(rows) < max(1, round(share * len(table))):
             rows += order.pop()

@@ -1,13 +1,12 @@
-"""Rows of one file: CSV, TSV, JSON lines, a JSON list, Parquet, or a directory of images; the text formats also gzipped.
+"""Rows of a file: CSV, TSV, JSON lines, a JSON list, Parquet, or a directory of images. Text formats may be gzipped.
 
-A row that is not well formed is refused with the file, the row, the line and the remedy.
+A malformed row is refused with the file, the row, the line and what to do.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import json
 import sys
 import zlib
@@ -18,7 +17,7 @@ from typing import Any
 from ..errors import DataError, did_you_mean
 
 MAX_LINE_BYTES = 1_000_000
-"""A line (or an object of a JSON list) longer than this is refused: it is binary, or many rows without their line ends."""
+"""A longer line (or object of a JSON list) is refused: it is binary, or many rows without line ends."""
 
 _WHOLE_FILE = 2**40
 
@@ -26,10 +25,11 @@ FORMATS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 Content = tuple[dict[str, list[Any]], list[int] | None]  # columns, lines
+Rows = Iterator[tuple[int, dict[str, Any]]]  # line and row
 
 
 def file_format(path: Path) -> str | None:
-    """The format that a file's name says, None for an unknown one.
+    """The format that a file's name implies, None for an unknown one.
 
     >>> file_format(Path("a/train.csv.gz"))
     '.csv'
@@ -39,22 +39,11 @@ def file_format(path: Path) -> str | None:
     return inner if inner in FORMATS and not (inner == ".parquet" and name.endswith(".gz")) else None
 
 
-def sha256(path: Path) -> str:
-    """The digest of a file, or of the names and contents in a directory."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
-    return digest.hexdigest()
-
-
 def read_file(path: Path) -> Content:
-    """The columns of a file or of a directory of images, and the line of every row where there are lines.
+    """The columns of a file or of a directory of images, and the line of every row of a text file.
 
     Raises:
-        DataError: not there, of an unknown format, or malformed.
+        DataError: no such file, an unknown format, or a malformed row.
     """
     if path.is_dir():
         return _read_images(path), None
@@ -63,34 +52,29 @@ def read_file(path: Path) -> Content:
         near = sorted(p.name for p in path.parent.glob("*") if file_format(p)) if path.parent.is_dir() else []
         raise DataError("no such file", where=str(path), remedy=did_you_mean(path.name, near) if near else "check the path")
     if form is None:
-        raise DataError(
-            f"unknown kind of file {''.join(path.suffixes[-2:])!r}",
-            where=str(path),
-            remedy=f"use one of {', '.join(FORMATS)} (all but the last also with .gz), or a directory of images",
-        )
+        remedy = f"use one of {', '.join(FORMATS)} (all but the last also with .gz), or a directory of images"
+        raise DataError(f"unknown file format {''.join(path.suffixes[-2:])!r}", where=str(path), remedy=remedy)
     if form == ".parquet":
         return _read_parquet(path), None
     rows = list(_READERS[form](path))
     names = dict.fromkeys(name for _, row in rows for name in row)
-    for index, (line, row) in enumerate(rows):
+    for index, (line, row) in enumerate(rows, start=1):
         missing = [name for name in names if name not in row]
         if missing:
-            raise DataError(
-                f"column {missing[0]!r} is missing, which other rows have",
-                where=f"{path}, row {index + 1} (line {line})",
-                remedy="give every row the same columns",
-            )
+            where = f"{path}, row {index} (line {line})"
+            remedy = "give every row the same columns"
+            raise DataError(f"column {missing[0]!r} is missing, but other rows have it", where=where, remedy=remedy)
     return {name: [row[name] for _, row in rows] for name in names}, [line for line, _ in rows]
 
 
 def text_lines(path: Path, encoding: str = "utf-8", limit: int = MAX_LINE_BYTES) -> Iterator[tuple[int, str]]:
-    r"""Line numbers and lines of a text file, gzipped or not, each with its end; "\n" alone ends a line.
+    r"""Line numbers and lines of a text file, gzipped or not. Lines keep their ends; only "\n" ends a line.
 
     Raises:
-        DataError: a line of more than `limit` bytes, a byte that is not of the encoding, or a damaged gzip file.
+        DataError: a line of more than `limit` bytes, a byte that is invalid in the encoding, or a damaged gzip file.
     """
     try:
-        with _opened(path) as file:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
             number = 0
             while raw := file.readline(limit + 1):
                 number += 1
@@ -100,40 +84,30 @@ def text_lines(path: Path, encoding: str = "utf-8", limit: int = MAX_LINE_BYTES)
                         size += len(raw)
                     raise _too_long(f"{path}, line {number}", size)
                 if number == 1 and encoding == "utf-8":
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark, as spreadsheets write
-                yield number, _decoded(raw, encoding, path, number)
+                    raw = raw.removeprefix(b"\xef\xbb\xbf")  # the byte-order mark that spreadsheets write
+                yield number, _decode(raw, encoding, path, number)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"damaged gzip file: {error}", where=str(path), remedy="fetch or compress it again; gzip -t tests it"
-        ) from None
+        remedy = "download or compress it again; gzip -t tests it"
+        raise DataError(f"damaged gzip file: {error}", where=str(path), remedy=remedy) from None
 
 
-def _opened(path: Path) -> Any:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
-
-
-def _decoded(raw: bytes, encoding: str, path: Path, line: int) -> str:
+def _decode(raw: bytes, encoding: str, path: Path, line: int) -> str:
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
         likely = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
-        raise DataError(
-            f"not UTF-8: byte {error.object[error.start]:#04x} at byte {error.start + 1} of the line",
-            where=f"{path}, line {line}",
-            remedy=f"convert it, for example: iconv -f {likely} -t utf-8 {path.name.removesuffix('.gz')}",
-        ) from None
+        what = f"not UTF-8: byte {error.object[error.start]:#04x} at byte {error.start + 1} of the line"
+        remedy = f"convert it, for example: iconv -f {likely} -t utf-8 {path.name.removesuffix('.gz')}"
+        raise DataError(what, where=f"{path}, line {line}", remedy=remedy) from None
 
 
 def _too_long(where: str, size: int) -> DataError:
-    return DataError(
-        f"{size:,} bytes, and a row has at most {MAX_LINE_BYTES:,}",
-        where=where,
-        remedy="look for missing line ends or binary content; cut a long document into rows (max_length cuts tokens anyway)",
-    )
+    remedy = "look for missing line ends or binary content; split long documents (max_length cuts tokens anyway)"
+    return DataError(f"{size:,} bytes, but a row has at most {MAX_LINE_BYTES:,}", where=where, remedy=remedy)
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(sys.maxsize)  # text_lines has a limit that says where
+def _csv_rows(path: Path) -> Rows:
+    csv.field_size_limit(sys.maxsize)  # text_lines limits the line and reports where
     separator = "\t" if file_format(path) == ".tsv" else ","
     reader = csv.reader((line for _, line in text_lines(path)), delimiter=separator, strict=True)
     try:
@@ -142,25 +116,18 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             return
         if len(set(header)) < len(header):
             raise DataError("two columns have the same name", where=f"{path}, line 1", remedy="rename one of them")
-        number = 0
-        for row in reader:
-            if not row:
-                continue
-            number += 1
+        for number, row in enumerate(filter(None, reader), start=1):
             if len(row) != len(header):
-                raise DataError(
-                    f"{len(row)} fields, and the header has {len(header)}",
-                    where=f"{path}, row {number} (line {reader.line_num})",
-                    remedy="put fields that contain the separator in double quotes",
-                )
+                where = f"{path}, row {number} (line {reader.line_num})"
+                remedy = "put fields that contain the separator in double quotes"
+                raise DataError(f"{len(row)} fields, but the header has {len(header)}", where=where, remedy=remedy)
             yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise DataError(
-            f"malformed: {error}", where=f"{path}, line {reader.line_num}", remedy="look for a stray double quote"
-        ) from None
+        remedy = "look for a stray double quote"
+        raise DataError(f"malformed: {error}", where=f"{path}, line {reader.line_num}", remedy=remedy) from None
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl_rows(path: Path) -> Rows:
     number = 0
     for line, text in text_lines(path):
         if not text.strip():
@@ -170,28 +137,24 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            cut = not text.endswith("\n")
-            raise DataError(
-                ("the last line is cut off: " if cut else "") + f"not JSON: {_reason(error)}",
-                where=where,
-                remedy="fetch or write the file again, or remove its last line"
-                if cut
-                else "write one JSON object per line (a .json file may hold a list of them instead)",
-            ) from None
+            what, remedy = "", "write one JSON object per line (a .json file may hold a list of them instead)"
+            if not text.endswith("\n"):
+                what, remedy = "the last line is cut off: ", "download or write the file again, or remove its last line"
+            raise DataError(f"{what}not JSON: {_reason(error)}", where=where, remedy=remedy) from None
         yield line, _object(row, text, where)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A list of objects; a file without its opening bracket has one object per line."""
-    # a whole list may stand on one line, so here the limit is on the objects
+def _json_rows(path: Path) -> Rows:
+    """A list of objects; a file that does not start with a bracket has one object per line."""
+    # a whole list may stand on one line, so the limit applies to each object
     text = "".join(line for _, line in text_lines(path, limit=_WHOLE_FILE))
-    position = _next(text, 0)
+    position = _skip_space(text, 0)
     if not text.startswith("[", position):
         yield from _jsonl_rows(path)
         return
     decoder, number, line, counted = json.JSONDecoder(), 0, 1, 0
     while True:
-        position = _next(text, position + 1)  # past the bracket or a comma
+        position = _skip_space(text, position + 1)  # past the bracket or a comma
         if text.startswith("]", position) and number == 0:
             break
         number += 1
@@ -199,17 +162,14 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         where = f"{path}, row {number} (line {line})"
         try:
             row, end = decoder.raw_decode(text, position)
-            after = _next(text, end)
-            if text[after : after + 1] not in (",", "]"):  # ("" at the end of the file)
+            after = _skip_space(text, end)
+            if text[after : after + 1] not in (",", "]"):  # "" at the end of the file
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, after)
         except (ValueError, RecursionError) as error:
-            # where the last bracket is missing, the rest of the file is
-            cut = not text.rstrip().endswith("]")
-            raise DataError(
-                ("the file is cut off: " if cut else "") + f"not JSON: {_reason(error)}",
-                where=where,
-                remedy="fetch or write the file again" if cut else "write a list of objects, or one object per line",
-            ) from None
+            what, remedy = "", "write a list of objects, or one object per line"
+            if not text.rstrip().endswith("]"):
+                what, remedy = "the file is cut off: ", "download or write the file again"
+            raise DataError(f"{what}not JSON: {_reason(error)}", where=where, remedy=remedy) from None
         size = len(text[position:end].encode("utf-8"))
         if size > MAX_LINE_BYTES:
             raise _too_long(where, size)
@@ -218,10 +178,10 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if text[after] == "]":
             break
     if text[position + 1 :].strip():
-        raise DataError("something stands behind the list", where=str(path), remedy="one list of objects, nothing else")
+        raise DataError("there is more after the list", where=str(path), remedy="write one list of objects and nothing else")
 
 
-def _next(text: str, position: int) -> int:
+def _skip_space(text: str, position: int) -> int:
     while position < len(text) and text[position] in " \t\r\n":
         position += 1
     return position
@@ -236,34 +196,27 @@ def _reason(error: Exception) -> str:
 
 def _object(row: Any, text: str, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise DataError(
-            f"a JSON object is needed, not {type(row).__name__}",
-            where=where,
-            remedy='write {"text": ..., "label": ...} per row',
-        )
+        remedy = 'write {"text": ..., "label": ...} per row'
+        raise DataError(f"expected a JSON object, got {type(row).__name__}", where=where, remedy=remedy)
     refuse_half_characters(row, text, where)
     return row
 
 
 def refuse_half_characters(value: Any, text: str, where: str) -> None:
-    """Raise `DataError` where a value read from the JSON `text` has half a character, which no tokenizer takes."""
-    if "\\ud" not in text.lower():  # the escape of one of a pair
+    """Raise `DataError` if a value read from the JSON `text` has half of a surrogate pair, which no tokenizer accepts."""
+    if "\\ud" not in text.lower():  # no escape of a surrogate
         return
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise DataError(
-            f"half of a surrogate pair, \\u{ord(half):04x}, stands alone", where=where, remedy="mend or remove the row"
-        ) from None
+        half = ord(error.object[error.start])
+        remedy = "correct or remove the row"
+        raise DataError(f"half of a surrogate pair, \\u{half:04x}, stands alone", where=where, remedy=remedy) from None
 
 
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
-    ".csv": _csv_rows,
-    ".tsv": _csv_rows,
-    ".jsonl": _jsonl_rows,
-    ".json": _json_rows,
-}
+_READERS: dict[str, Callable[[Path], Rows]] = {
+    ".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _jsonl_rows, ".json": _json_rows
+}  # fmt: skip
 
 
 def _read_parquet(path: Path) -> dict[str, list[Any]]:
@@ -273,32 +226,30 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
     try:
         table: Any = parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"not a Parquet file: {error}".splitlines()[0], where=str(path), remedy="write it again, or give CSV or JSONL"
-        ) from None
+        what = f"not a Parquet file: {error}".splitlines()[0]
+        raise DataError(what, where=str(path), remedy="write it again, or give CSV or JSONL") from None
     return {name: table.column(name).to_pylist() for name in table.column_names}
 
 
 def _read_images(path: Path) -> dict[str, list[Any]]:
-    """A folder per class -> columns image (path below the directory) and label (the folder's name)."""
+    """One directory per class -> columns image (path below `path`) and label (the directory's name)."""
     folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
-        raise DataError("no folder in this directory", where=str(path), remedy="put the images in one folder per class")
+        raise DataError("no directory inside", where=str(path), remedy="put the images into one directory per class")
     if {f.name for f in folders} <= {"train", "val", "validation", "dev", "test"}:
-        raise DataError(
-            f"its folders are parts ({', '.join(f.name for f in folders)}), not classes",
-            where=str(path),
-            remedy=f"give {path / folders[0].name} and the others as --data, --validation-data and --test-data",
-        )
+        what = f"its directories are parts ({', '.join(f.name for f in folders)}), not classes"
+        remedy = f"give {folders[0]} and the others as --data, --validation-data and --test-data"
+        raise DataError(what, where=str(path), remedy=remedy)
     images: list[str] = []
     labels: list[str] = []
     for folder in folders:
         files = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
         if not files:
-            raise DataError("an empty folder", where=str(folder), remedy="remove it, or put the images of its class there")
+            raise DataError("an empty directory", where=str(folder), remedy="remove it, or put the images of its class there")
         for file in files:
             if file.suffix.lower() not in IMAGES:
-                raise DataError("not an image file", where=str(file), remedy=f"move it away; images are {', '.join(IMAGES)}")
+                remedy = f"move it away; images are {', '.join(IMAGES)}"
+                raise DataError("not an image file", where=str(file), remedy=remedy)
             images.append(file.relative_to(path).as_posix())
             labels.append(folder.name)
     return {"image": images, "label": labels}

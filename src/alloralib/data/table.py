@@ -1,16 +1,17 @@
-"""Rows from a file, a directory of images, a bundled set or the hub, with the place each row came from."""
+"""Rows of a file, a directory of images, a bundled set or the hub, each with the place it came from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, did_you_mean
+from ..files import sha256
 from .bundled import BUNDLED
-from .readers import FORMATS, file_format, read_file, sha256
+from .readers import FORMATS, file_format, read_file
 from .registry import REGISTRY
 
 
@@ -20,10 +21,10 @@ class Table:
 
     Attributes:
         source: the file, directory or set.
-        sha256: of all of the source.
+        sha256: of the whole source.
         columns: values by column name.
-        lines: 1-based line numbers in a text file, None where there are no lines.
-        rows: 0-based row numbers in the source, None where the table is all of it.
+        lines: 1-based line numbers in a text file, else None.
+        rows: 0-based row numbers in the source, None if the table is all of it.
     """
 
     source: str
@@ -36,44 +37,39 @@ class Table:
         return len(next(iter(self.columns.values()), []))
 
     def where(self, row: int) -> str:
-        """How to find row `row` (0-based) of this table again in its source."""
+        """Where row `row` (0-based) of this table is found in its source."""
         line = "" if self.lines is None else f" (line {self.lines[row]})"
         return f"{self.source}, row {(row if self.rows is None else self.rows[row]) + 1}{line}"
 
     def column(self, name: str, flag: str) -> list[Any]:
-        """The values of a column; `flag` is the setting that named it, for the error.
+        """The values of a column.
+
+        Args:
+            flag: the setting that names the column, for the error.
 
         Raises:
-            DataError: no such column; the nearest names are shown.
+            DataError: no such column; the message shows the nearest names.
         """
         if name not in self.columns:
-            raise DataError(
-                f"there is no column {name!r} for --{flag}", where=self.source, remedy=did_you_mean(name, self.columns)
-            )
+            remedy = did_you_mean(name, self.columns)
+            raise DataError(f"there is no column {name!r} for --{flag}", where=self.source, remedy=remedy)
         return self.columns[name]
 
     def texts(self, name: str, flag: str) -> list[str]:
-        """A column in which every value is a string with something in it.
+        """The values of a column of non-empty strings.
 
         Raises:
-            DataError: no such column, or a row without text; its number is given.
+            DataError: no such column, or a row without text.
         """
         values = self.column(name, flag)
         for row, value in enumerate(values):
             if not isinstance(value, str) or not value.strip():
-                raise DataError(
-                    f"column {name!r} has no text but {value!r}",
-                    where=self.where(row),
-                    remedy="mend or remove the row, or name another column",
-                )
+                remedy = "correct or remove the row, or name another column"
+                raise DataError(f"column {name!r} has no text but {value!r}", where=self.where(row), remedy=remedy)
         return values
 
-    def with_columns(self, columns: dict[str, list[Any]]) -> Table:
-        """The same rows with other columns."""
-        return replace(self, columns=columns)
-
     def take(self, rows: list[int]) -> Table:
-        """The given rows (0-based), in the given order; each still knows its place in the source."""
+        """The given rows (0-based) in the given order; each still knows its place in the source."""
         return Table(
             self.source,
             self.sha256,
@@ -87,11 +83,11 @@ def read_table(source: str) -> Table:
     """Read a data set.
 
     Args:
-        source: a file (.csv, .tsv, .jsonl, .json, .parquet; text also with .gz), a directory of images in one folder per
-            class, the name of a bundled set, or a hub name; `name:split` picks a split of a hub set (default `train`).
+        source: a file (.csv, .tsv, .jsonl, .json, .parquet; text also with .gz), a directory with one directory of images
+            per class, the name of a bundled set, or a hub name; `name:split` chooses a split of a hub set (default `train`).
 
     Raises:
-        DataError: it is not there, is empty, or a row is malformed.
+        DataError: it does not exist, is empty, or a row is malformed.
     """
     path = Path(source)
     if source in BUNDLED:
@@ -110,29 +106,28 @@ def read_table(source: str) -> Table:
 
 
 def read_hub(name: str, *, split: str, remedy: str, config: str | None = None, revision: str | None = None) -> Table:
-    """One split of a set on the hub; classes by their names (None where unlabelled), images as their encoded bytes.
+    """One split of a set on the hub. Classes become their names (None if unlabelled), images their encoded bytes.
 
     Args:
-        remedy: what to do where it is not to be had.
+        remedy: for the error.
 
     Raises:
-        DataError: not to be had.
+        DataError: it cannot be loaded.
     """
     import datasets
 
     source = ":".join(part for part in (name, config, split) if part)
     try:
         loaded: Any = datasets.load_dataset(name, config, split=split, revision=revision)
-    except Exception as error:  # the hub's client raises a dozen kinds, all of which mean: it is not to be had
-        raise DataError(
-            f"not a file here, and not to be had from the hub ({type(error).__name__})", where=repr(source), remedy=remedy
-        ) from error
+    except Exception as error:  # the hub's client raises a dozen types, all of which mean that it cannot be loaded
+        what = f"no such file, and it cannot be loaded from the hub ({type(error).__name__})"
+        raise DataError(what, where=repr(source), remedy=remedy) from error
     columns: dict[str, list[Any]] = {}
     for column, feature in loaded.features.items():
         if isinstance(feature, datasets.Image):
             loaded = loaded.cast_column(column, datasets.Image(decode=False))
         values = list(loaded[column])
-        if isinstance(feature, datasets.ClassLabel):  # names are what a person, and the record, can read
+        if isinstance(feature, datasets.ClassLabel):  # names are readable, and the record keeps them
             values = [feature.int2str(value) if value is not None and value >= 0 else None for value in values]
         columns[column] = values
     digest = hashlib.sha256(json.dumps(columns, default=str, sort_keys=True).encode()).hexdigest()

@@ -89,7 +89,7 @@ class TokenCache:
             return datasets.Dataset.load_from_disk(entry)
         except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
             print(f"allora: warning: {entry}: damaged ({error}); tokenizing the rows again", file=sys.stderr)
-            _delete(entry)
+            shutil.rmtree(entry, ignore_errors=True)
             return None
 
     def write(self, table: Table, examples: datasets.Dataset) -> None:
@@ -128,11 +128,3 @@ def _describe(tokenizer: Any) -> dict[str, Any]:
 
 def _digests(entry: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in sorted(entry.iterdir()) if path.name != MANIFEST}
-
-
-def _delete(entry: Path) -> None:
-    """Remove an entry by a rename first, so that no other process reads half of it."""
-    with contextlib.suppress(OSError):
-        doomed = tempfile.mkdtemp(dir=entry.parent, prefix=".damaged-")
-        entry.rename(Path(doomed) / "entry")
-        shutil.rmtree(doomed, ignore_errors=True)

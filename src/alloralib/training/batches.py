@@ -1,7 +1,7 @@
-"""Which rows make a batch: rows of similar length, in an order that is a function of seed and epoch alone.
+"""Batches of rows of similar length, in an order that depends on seed and epoch alone.
 
-Foreign private API used here: transformers' Trainer takes a batch sampler from `_get_train_sampler` only if it is a
-`BatchRebalanceSampler`, which knows its own process; ours is one by name and does its own batching.
+Private API used here: transformers' Trainer accepts a batch sampler from `_get_train_sampler` only if it is a
+`BatchRebalanceSampler`, a class that knows its own process. Ours subclasses it and does all batching itself.
 """
 
 from __future__ import annotations
@@ -11,31 +11,30 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
-from torch import Tensor
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 POOL = 200
 """Batches that are sorted by length together: large enough that padding adds less than 5 % on the registered sets
-(`benchmarks/padding.py`), small enough for chance."""
+(`benchmarks/padding.py`), small enough for a random order."""
 
 
 class BucketBatches(BatchRebalanceSampler):
     """The batches of one process.
 
-    Rows are shuffled, sorted by length within pools of `pool` batches, cut into batches, and the batches shuffled; the
-    one with the longest row comes first, so that memory runs out at once or never. Rows of one length stay in chance's
-    order, so an epoch's batches are not those of the one before. Every process takes its share of every batch: the rows
-    of a step do not depend on the number of processes. Where the last batch of an epoch has fewer rows than processes,
-    some of them see one that another sees too.
+    Rows are shuffled, sorted by length within pools of `pool` batches and cut into batches, which are shuffled. The batch
+    with the longest row comes first, so that memory runs out at once or never. Rows of equal length stay in random order,
+    so the batches of an epoch differ from those of the one before. Each process takes its share of every batch, so the
+    rows of a step do not depend on the number of processes. If the last batch of an epoch has fewer rows than there are
+    processes, some processes repeat a row of it.
 
-    transformers' own samplers draw from torch's global generator, which the adapter's initial values and dropout draw
-    from as well: the order of the data would depend on the method.
+    transformers' own samplers draw from torch's global generator, as do the adapter's initial values and dropout: the
+    order of the rows would depend on the method.
 
     Args:
-        lengths: tokens per row; all equal gives a plain shuffle.
-        batch_size: rows per forward pass over all processes.
+        lengths: tokens per row; equal lengths give a plain shuffle.
+        batch_size: rows per forward pass, over all processes.
         seed: of the order.
-        process, processes: which of how many this is.
+        process, processes: index of this process and number of processes.
         pool: batches that are sorted by length together.
     """
 
@@ -43,11 +42,11 @@ class BucketBatches(BatchRebalanceSampler):
         self, lengths: list[int], batch_size: int, seed: int, *, process: int = 0, processes: int = 1, pool: int = POOL
     ) -> None:
         self.lengths, self.rows, self.seed, self.epoch = lengths, batch_size, seed, 0
-        self.batch_size = None  # accelerate would fill a process's share up to it
+        self.batch_size = None  # with a number, accelerate would fill a process's share up to it
         self.process, self.processes, self.pool = process, processes, pool
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch's batches come next."""
+        """Choose the epoch whose batches come next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -59,7 +58,7 @@ class BucketBatches(BatchRebalanceSampler):
             yield own or batch[:1]
 
     def global_batches(self) -> list[list[int]]:
-        """The batches over all processes."""
+        """The batches over all processes, as row numbers."""
         generator = torch.Generator().manual_seed(self.seed * 2**20 + self.epoch)
         rows: list[int] = torch.randperm(len(self.lengths), generator=generator).tolist()
         pool = self.pool * self.rows
@@ -67,24 +66,15 @@ class BucketBatches(BatchRebalanceSampler):
         for start in range(0, len(rows), pool):
             ordered += sorted(rows[start : start + pool], key=self.lengths.__getitem__, reverse=True)
         batches = [ordered[start : start + self.rows] for start in range(0, len(ordered), self.rows)]
-        # the incomplete one stays last, where a step that is made of several batches expects it
+        # an incomplete batch stays last, where a step of several batches expects it
         whole = batches[:-1] if len(batches[-1]) < self.rows else batches
         shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
         shuffled.sort(key=lambda batch: self.lengths[batch[0]] < max(self.lengths))  # stable: the longest first
         return shuffled + batches[len(whole) :]
 
 
-def right_padded(mask: Tensor) -> list[int] | None:
-    """Tokens of every row of a batch; None where padding is not on the right alone.
-
-    Args:
-        mask: (batch, length), 1 at tokens.
-    """
-    return mask.sum(dim=1).tolist() if bool((mask[:, 1:] <= mask[:, :-1]).all()) else None
-
-
 def lengths_of(dataset: Any) -> list[int]:
-    """Tokens of every row; 1 where rows have no tokens."""
+    """Tokens of every row of a data set; 1 each if it has no column `input_ids`."""
     if "input_ids" not in dataset.column_names:
         return [1] * len(dataset)
     column = dataset.select_columns(["input_ids"]).with_format("arrow")[:]["input_ids"]

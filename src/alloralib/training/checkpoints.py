@@ -34,6 +34,8 @@ KEPT = 2
 """Checkpoints that are kept; older ones are deleted."""
 _PREFIX = "step-"
 
+Tensors = Mapping[str, Mapping[str, Tensor]]
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -66,11 +68,7 @@ def path_of(root: Path, step: int) -> Path:
 
 
 def write_checkpoint(
-    root: Path,
-    step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
-    files: Mapping[str, str] | None = None,
+    root: Path, step: int, tensors: Tensors, state: Mapping[str, Any], files: Mapping[str, str] | None = None
 ) -> Path:
     """Write a checkpoint atomically: if the process is stopped at any point, the previous checkpoint is still there.
 
@@ -173,12 +171,9 @@ def to_json(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         items = [to_json(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"": "tuple", "items": items}
     if isinstance(value, dict):
-        pairs = [[key, to_json(item, tensors, f"{name}.{key}")] for key, item in value.items()]
-        return {"": "dict", "pairs": pairs}
-    raise CheckpointError(
-        f"{name} is a {type(value).__name__}, which a checkpoint without pickle cannot hold",
-        remedy="use another --optimizer or --schedule",
-    )
+        return {"": "dict", "pairs": [[key, to_json(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
+    what = f"{name} is a {type(value).__name__}, which a checkpoint without pickle cannot hold"
+    raise CheckpointError(what, remedy="use another --optimizer or --schedule")
 
 
 def from_json(value: Any, tensors: Mapping[str, Tensor]) -> Any:

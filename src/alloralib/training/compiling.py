@@ -1,14 +1,13 @@
-"""`torch.compile` in a run: what is compiled, what that takes and saves, and after how many steps it has paid.
+"""`torch.compile` in a run: what is compiled, what that costs, and after how many steps it pays.
 
-The repeated blocks of a model are compiled one by one, not the whole of it. They are alike, so the compiler's work for
-one of them serves all, and what stands around them stays as it is: the embedding, the head, the loss taken in chunks.
-Lengths are symbols in the compiled code, so length buckets cost nothing; that a batch has no padding changes the mask,
-and is a program of its own. Only training steps run compiled. Whatever looks at the model in between (validation,
-generation) runs it as it was written.
+The repeated blocks of a model are compiled one by one, not the whole model. They are alike, so one compilation serves all
+of them; the embedding, the head and the chunked loss around them stay as they are. Sequence lengths are symbolic, so
+batches of other lengths need no recompilation, but a batch without padding has another mask and is a program of its own.
+Only training steps run compiled; validation and generation do not.
 
-Blocks are compiled in place (`nn.Module.compile`), which changes no name of a parameter.
+Blocks are compiled in place (`nn.Module.compile`), so no parameter is renamed.
 
-Foreign private API used here: `get_cpp_compiler` of torch's inductor, which finds the compiler or raises.
+Private API used here: torch inductor's `get_cpp_compiler`, which finds the C++ compiler or raises.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from torch import nn
 from ..errors import ConfigError, ModelError, TrainingError
 from .processes import on_cpu
 
-# A block that cannot be compiled whole is refused, not compiled in pieces. The cache of graphs would be made of pickles;
-# what the C++ compiler makes is kept by torch all the same.
+# A block that cannot be compiled whole is refused, not compiled in pieces. The cache of FX graphs is off because it holds
+# pickles; torch still caches what the C++ compiler makes.
 COMPILER: dict[str, Any] = {
     "backend": "inductor", "dynamic": True, "fullgraph": True, "options": {"fx_graph_cache": False}
 }  # fmt: skip
@@ -37,10 +36,14 @@ REMEDY = "leave out --compile: it changes the speed and nothing else"
 
 
 def check_compiling() -> None:
-    """Raise `ConfigError` where this machine or this launch cannot compile."""
+    """Check that this machine and this launch can compile.
+
+    Raises:
+        ConfigError: several processes, or no C++ compiler on a CPU.
+    """
     if PartialState(cpu=on_cpu()).num_processes > 1:
         raise ConfigError("compiling is not tested with several processes", where=FLAG, remedy=REMEDY)
-    if not on_cpu():  # there torch brings Triton, which needs none of it to be found before
+    if not on_cpu():  # Triton, which torch uses there, needs no C++ compiler
         return
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
@@ -48,21 +51,18 @@ def check_compiling() -> None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        raise ConfigError(
-            "compiling for a CPU needs a C++ compiler, and there is none",
-            where=FLAG,
-            remedy="install g++ (or set CXX to the compiler that is there), or " + REMEDY,
-        ) from None
+        remedy = "install g++ (or set CXX to another compiler), or " + REMEDY
+        raise ConfigError("compiling for a CPU needs a C++ compiler, and there is none", where=FLAG, remedy=remedy) from None
 
 
 def compile_blocks(model: nn.Module) -> list[nn.Module]:
     """Have the repeated blocks of a model compiled when they are called next.
 
-    The first block that is trained, and what comes before it, are left out: the gradient stops there, so they would be
-    programs of their own, compiled for one block each.
+    The first trained block and those before it are left out: the gradient stops there, so each of them would be a
+    program of its own.
 
     Returns:
-        the blocks that are.
+        the blocks that will be compiled.
 
     Raises:
         ModelError: there are none.
@@ -72,31 +72,25 @@ def compile_blocks(model: nn.Module) -> list[nn.Module]:
         trained = [i for i, block in enumerate(alike) if any(p.requires_grad for p in block.parameters())]
         blocks += alike[trained[0] + 1 :] if trained else []
     if not blocks:
-        raise ModelError(
-            f"{type(model).__name__} has no repeated blocks above its first trained one: there is nothing to compile",
-            where=FLAG,
-            remedy=REMEDY,
-        )
-    torch.compiler.reset()  # what earlier runs of this process compiled counts against torch's limit of programs
+        what = f"{type(model).__name__} has no repeated blocks above its first trained one, so there is nothing to compile"
+        raise ModelError(what, where=FLAG, remedy=REMEDY)
+    torch.compiler.reset()  # programs of earlier runs in this process count against torch's limit
     for block in blocks:
         block.compile(**COMPILER)
     return blocks
 
 
-def eagerly(compiles: bool = True) -> AbstractContextManager[Any]:
-    """Run compiled blocks as they were written within a `with` block.
+def eagerly(compiled: bool = True) -> AbstractContextManager[Any]:
+    """Run compiled blocks uncompiled within a `with` block.
 
     Args:
-        compiles: whether there are any; the compiler is not even imported where not.
+        compiled: whether there are any; if not, nothing is done and the compiler is not even imported.
     """
-    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def programs(batches: Iterable[list[int]], lengths: list[int]) -> list[list[int]]:
-    """One batch for each program that training will need: one with padding and one without, of those there are.
-
-    A batch of one row among larger ones is not compiled for, see `too_small`.
-    """
+    """One batch for each program that training needs: one with padding and one without, if there are such batches."""
     batches = list(batches)
     kinds: dict[bool, list[int]] = {}
     for batch in batches:
@@ -106,23 +100,23 @@ def programs(batches: Iterable[list[int]], lengths: list[int]) -> list[list[int]
 
 
 def too_small(rows: int, batch_size: int) -> bool:
-    """Whether a batch has one row where others have more: torch compiles for a size of 1 apart, and that never pays."""
+    """Whether a batch has one row and the others more: torch compiles size 1 apart, which never pays, so it runs eagerly."""
     return rows == 1 < batch_size
 
 
-def measure(step: Callable[[list[int]], float], batches: list[list[int]], middling: list[int]) -> dict[str, float]:
-    """What compiling takes, and a forward and backward pass with and without it.
+def measure(step: Callable[[list[int]], float], batches: list[list[int]], median: list[int]) -> dict[str, float]:
+    """Time compilation, and a forward and backward pass with and without it.
 
     Args:
-        step: does such a pass for rows of the training set and gives its seconds.
+        step: does such a pass for some training rows and returns its seconds.
         batches: `programs`.
-        middling: the rows that passes are compared on.
+        median: rows of a batch of median length, on which passes are compared.
 
     Returns:
-        `compile_seconds`, `eager_seconds` and `compiled_seconds`, the last two medians per pass.
+        `compile_seconds`, `eager_seconds` and `compiled_seconds`; the last two are medians per pass.
 
     Raises:
-        TrainingError: the compiler failed, or cannot compile such blocks.
+        TrainingError: the compiler failed, or cannot compile these blocks.
     """
     from torch._dynamo.exc import TorchDynamoException
 
@@ -134,7 +128,7 @@ def measure(step: Callable[[list[int]], float], batches: list[list[int]], middli
         for _ in range(ROUNDS):
             for eager in passes:
                 with eagerly(eager):
-                    passes[eager].append(step(middling))
+                    passes[eager].append(step(median))
     except TorchDynamoException as error:
         reason = " ".join(str(error).split("\n\n")[0].split())[:200]
         raise TrainingError(f"torch.compile failed ({type(error).__name__}: {reason})", where=FLAG, remedy=REMEDY) from error
@@ -143,7 +137,7 @@ def measure(step: Callable[[list[int]], float], batches: list[list[int]], middli
 
 
 def break_even(compile_seconds: float, saved: float) -> int | None:
-    """The number of steps after which compiling has paid; None where it never does.
+    """The number of steps after which compiling pays; None if it never does.
 
     >>> break_even(41, 0.12), break_even(41, 0)
     (342, None)
@@ -152,10 +146,10 @@ def break_even(compile_seconds: float, saved: float) -> int | None:
 
 
 def describe(cost: dict[str, Any]) -> str:
-    """What preflight's `cost` says of compiling, in a sentence.
+    """The preflight's `cost` of compiling in a sentence.
 
-    >>> found = {"steps": 120, "compile_seconds": 41, "eager_step_seconds": 2.02, "step_seconds": 1.9}
-    >>> describe(found | {"break_even_steps": 342})
+    >>> cost = {"steps": 120, "compile_seconds": 41, "eager_step_seconds": 2.02, "step_seconds": 1.9}
+    >>> describe(cost | {"break_even_steps": 342})
     'takes 41 s and saves 0.120 s a step (1.900 s, not 2.020 s): pays after 342 steps; this run has 120'
     """
     taken, eager, compiled = cost["compile_seconds"], cost["eager_step_seconds"], cost["step_seconds"]

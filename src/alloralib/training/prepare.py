@@ -35,6 +35,10 @@ from .models import load_model, load_processor, locate
 from .processes import is_main_process
 from .state import RunState
 
+_SETTINGS_OF_THE_PARTS = {
+    *("data", "data_dir", "validation_data", "validation_share", "test_data", "test_share"),
+    *("train_rows", "validation_rows", "test_rows", "data_seed", "evaluation_seed"),
+}
 _TASK_TYPES = {"classification": TaskType.SEQ_CLS, "image-classification": None}
 # PEFT finds the new head of a text classifier by the task type; of an image classifier it must be named
 _IMAGE_HEAD = {"modules_to_save": ["classifier"], "exclude_modules": ["classifier"]}
@@ -135,8 +139,8 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
 
 def tables_of(parts: Parts) -> dict[str, Table]:
     """The parts that exist, by name."""
-    tables = {"train": parts.train, "validation": parts.validation, "test": parts.test}
-    return {name: table for name, table in tables.items() if table is not None}
+    validation = {} if parts.validation is None else {"validation": parts.validation}
+    return {"train": parts.train} | validation | {"test": parts.test}
 
 
 def class_names(config: RunConfig, parts: Parts) -> list[str]:
@@ -156,41 +160,26 @@ def _check_machine(config: RunConfig) -> None:
     if config.compile:
         check_compiling()
     if config.dtype == "float16" and not torch.cuda.is_available():
-        raise ConfigError(
-            "float16 on a CPU is slow, and its gradients underflow",
-            where="--dtype", remedy="use float32, or bfloat16 to save memory",
-        )  # fmt: skip
+        remedy = "use float32, or bfloat16 to save memory"
+        raise ConfigError("float16 on a CPU is slow, and its gradients underflow", where="--dtype", remedy=remedy)
     for reporter in config.report_to:
         if importlib.util.find_spec(reporter) is None:
             raise ConfigError(f"{reporter} is not installed", where="--report-to", remedy=f"pip install {reporter}")
 
 
 def _adapter_config(config: RunConfig) -> Any:
-    return make_config(
-        config.method,
-        r=config.r,
-        eta=config.eta,
-        dropout=config.dropout,
-        apply_to=config.apply_to,
-        target_modules=config.target_modules,
-        task_type=_TASK_TYPES.get(config.kind, TaskType.CAUSAL_LM),
-        **(_IMAGE_HEAD if config.kind == "image-classification" else {}),
-    )
+    settings: Any = config.model_dump(include={"r", "eta", "dropout", "apply_to", "target_modules"})
+    if config.kind == "image-classification":
+        settings |= _IMAGE_HEAD
+    return make_config(config.method, **settings, task_type=_TASK_TYPES.get(config.kind, TaskType.CAUSAL_LM))
 
 
 def _load_parts(config: RunConfig) -> Parts:
-    parts = load_parts(
-        config.kind, config.columns, data=config.data, data_dir=config.data_dir,
-        validation_data=config.validation_data, validation_share=config.validation_share,
-        test_data=config.test_data, test_share=config.test_share, default_test_share=DEFAULT_TEST_SHARE,
-        train_rows=config.train_rows, validation_rows=config.validation_rows, test_rows=config.test_rows,
-        data_seed=config.data_seed, evaluation_seed=config.evaluation_seed,
-    )  # fmt: skip
+    settings: Any = config.model_dump(include=_SETTINGS_OF_THE_PARTS)
+    parts = load_parts(config.kind, config.columns, **settings, default_test_share=DEFAULT_TEST_SHARE)
     if parts.validation is None and (config.patience or config.evaluate_every or config.validation_rows):
-        raise ConfigError(
-            "patience, evaluate_every and validation_rows need validation rows, and there are none",
-            where=config.data, remedy="give --validation-share or --validation-data",
-        )  # fmt: skip
+        what = "patience, evaluate_every and validation_rows need validation rows, and there are none"
+        raise ConfigError(what, where=config.data, remedy="give --validation-share or --validation-data")
     return parts
 
 

@@ -94,15 +94,7 @@ def make_record(
 
 
 def _describe_adapter(config: RunConfig, found: dict[str, Any]) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    if "eta" in METHODS[config.method].settings:
-        settings["eta"] = config.eta or DEFAULT_ETA
-    if "apply_to" in METHODS[config.method].settings:
-        settings["apply_to"] = config.apply_to or "gradient"
-    return {
-        "method": config.method,
-        "r": config.r,
-        **settings,
-        "modules": found["modules"],
-        "trained_parameters": found["parameters"],
-    }
+    values = {"eta": config.eta or DEFAULT_ETA, "apply_to": config.apply_to or "gradient"}
+    settings = {name: value for name, value in values.items() if name in METHODS[config.method].settings}
+    size = {"modules": found["modules"], "trained_parameters": found["parameters"]}
+    return {"method": config.method, "r": config.r, **settings, **size}

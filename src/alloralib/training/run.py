@@ -103,12 +103,9 @@ def _fit(trainer: RunTrainer) -> None:
             kept = f"the checkpoint of step {steps[-1]} is in {run.directory.checkpoints}" if steps else "no checkpoint yet"
             raise TrainingError(f"{error.what}; {kept}", where=error.where, remedy=error.remedy) from error
     if run.signals.stopping:
-        raise Interrupted(
-            f"stopped by {signal.Signals(run.signals.received).name} after step {trainer.state.global_step}; "
-            f"a checkpoint is in {run.directory.working}",
-            remedy=f"allora train --resume --output-dir {run.directory.final}",
-            signal=run.signals.received,
-        )
+        number, remedy = run.signals.received, f"allora train --resume --output-dir {run.directory.final}"
+        what = f"stopped by {signal.Signals(number).name} after step {trainer.state.global_step}"
+        raise Interrupted(f"{what}; a checkpoint is in {run.directory.working}", remedy=remedy, signal=number)
     if run.state.best_step is not None:
         set_weights(trainer.model, run.state.best)
 

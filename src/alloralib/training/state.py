@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..errors import CheckpointError
@@ -84,11 +85,9 @@ class RunState:
         saved = checkpoint.state["run"]
         if saved["data"] != self.data:
             changed = sorted(name for name in self.data if saved["data"].get(name) != self.data[name])
-            raise CheckpointError(
-                f"the {' and '.join(changed) or 'training'} rows are not those the run started with",
-                where=str(checkpoint.path),
-                remedy="restore the data files, or start again with --overwrite",
-            )
+            what = f"the {' and '.join(changed) or 'training'} rows are not those the run started with"
+            remedy = "restore the data files, or start again with --overwrite"
+            raise CheckpointError(what, where=str(checkpoint.path), remedy=remedy)
         for name in self._SAVED:
             setattr(self, name, saved[name])
         self.best = dict(checkpoint.tensors.get("best", {}))
@@ -121,11 +120,16 @@ def save_checkpoint(trainer: Any) -> None:
     """
     run, step = trainer.run, trainer.state.global_step
     tensors: dict[str, Tensor] = {}
-    optimizer = to_json(_gathered(trainer.optimizer.state_dict()), tensors, "optimizer")
-    adapter = trained_weights(trainer.model)
-    generators = _all_random_states(trainer)
+    # all processes gather sharded tensors and their random states
+    optimizer = to_json(tree_map(_full, trainer.optimizer.state_dict()), tensors, "optimizer")
+    groups = {"adapter": trained_weights(trainer.model), "optimizer": tensors}
+    generators = gather_object([random_state()])
     if not trainer.args.should_save:
         return
+    random_states: list[Any] = []
+    for rank, generator in enumerate(generators):
+        groups[f"rng-{rank}"] = {}
+        random_states.append(to_json(generator, groups[f"rng-{rank}"], "random"))
     stopping = trainer.control.should_training_stop and not run.signals.stopping
     run.state.finished = run.state.finished or bool(stopping)
     schedule = to_json(trainer.lr_scheduler.state_dict(), tensors, "schedule")
@@ -135,10 +139,8 @@ def save_checkpoint(trainer: Any) -> None:
         "optimizer": optimizer,
         "schedule": schedule,
         "processes": trainer.args.world_size,
-        "random": [state for state, _ in generators],
+        "random": random_states,
     }
-    groups = {"adapter": adapter, "optimizer": tensors}
-    groups |= {f"rng-{rank}": kept for rank, (_, kept) in enumerate(generators)}
     if run.state.best:
         groups["best"] = run.state.best
     write_checkpoint(run.directory.checkpoints, step, groups, state, {TRAINER_STATE_NAME: _trainer_state(trainer)})
@@ -170,12 +172,8 @@ def restore_random(checkpoint: Checkpoint, rank: int) -> None:
 
 def random_state() -> dict[str, Any]:
     """The state of every random number generator that training draws from."""
-    state: dict[str, Any] = {
-        "python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()
-    }  # fmt: skip
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()} | cuda
 
 
 def set_random(state: dict[str, Any]) -> None:
@@ -187,24 +185,6 @@ def set_random(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _all_random_states(trainer: Any) -> list[tuple[Any, dict[str, Tensor]]]:
-    """The random states of all processes, each as JSON and its tensors."""
-    kept: dict[str, Tensor] = {}
-    state = to_json(random_state(), kept, "random")
-    if trainer.args.world_size == 1:
-        return [(state, kept)]
-    device, size = trainer.args.device, trainer.args.world_size
-    words = torch.frombuffer(bytearray(json.dumps(state).encode()), dtype=torch.uint8)
-    blob = torch.frombuffer(bytearray(save(kept | {"": words})), dtype=torch.uint8).to(device)  # safetensors, no pickle
-    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(size)]
-    torch.distributed.all_gather(lengths, torch.tensor([len(blob)], device=device))
-    longest = max(int(length) for length in lengths)
-    blobs = [torch.zeros(longest, dtype=torch.uint8, device=device) for _ in range(size)]
-    torch.distributed.all_gather(blobs, torch.nn.functional.pad(blob, (0, longest - len(blob))))
-    gathered = [load(bytes(b[: int(n)].cpu().numpy())) for b, n in zip(blobs, lengths, strict=True)]
-    return [(json.loads(bytes(tensors.pop("").numpy())), tensors) for tensors in gathered]
-
-
 def _trainer_state(trainer: Any) -> str:
     state = {key: value for key, value in asdict(trainer.state).items() if key != "stateful_callbacks"}
     return json.dumps(state | {"log_history": [], "stateful_callbacks": {}})
@@ -214,7 +194,7 @@ def _trained(model: Any) -> dict[str, Tensor]:
     return {name.replace("_orig_mod.", ""): p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _full(value: Tensor) -> Tensor:
+def _full(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
@@ -224,11 +204,3 @@ def _as(value: Tensor, like: Tensor) -> Tensor:
     if isinstance(data, DTensor):
         return distribute_tensor(value.to(data.device), data.device_mesh, data.placements)
     return value.to(data.device)
-
-
-def _gathered(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _full(value)
-    if isinstance(value, dict):
-        return {key: _gathered(item) for key, item in value.items()}
-    return [_gathered(item) for item in value] if isinstance(value, list) else value

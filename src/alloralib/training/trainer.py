@@ -53,15 +53,12 @@ class RunTrainer(Trainer):
         if config.method == "lora-plus":
             groups = optimizer_groups(
                 model, config.method, learning_rate=config.learning_rate, weight_decay=config.weight_decay
-            )
+            )  # fmt: skip
             optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
             optimizer = optimizer_class(groups, **settings)
-        callbacks = [
-            Progress(run.state, is_main_process()),
-            ValidateAndSave(config, run.state, run.parts.validation is not None),
-            run.signals,
-        ]
+        validate_and_save = ValidateAndSave(config, run.state, run.parts.validation is not None)
         self.run = run
+        self._checkpoint: Any = run.checkpoint
         self._rows: list[int] = []  # of the current batch
         super().__init__(
             model=model,
@@ -69,7 +66,7 @@ class RunTrainer(Trainer):
             train_dataset=run.examples["train"],
             data_collator=with_rows(run.collate),
             processing_class=run.processor,
-            callbacks=callbacks,
+            callbacks=[Progress(run.state, is_main_process()), validate_and_save, run.signals],
             optimizers=(optimizer, None),  # pyright: ignore[reportArgumentType] (a scheduler is optional too)
         )
         self.remove_callback(PrinterCallback)
@@ -80,8 +77,7 @@ class RunTrainer(Trainer):
 
     def fit(self) -> None:
         """Train, from the run's checkpoint if it has one."""
-        checkpoint = self.run.checkpoint
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
+        self.train(resume_from_checkpoint=None if self._checkpoint is None else str(self._checkpoint.path))
 
     def planned_steps(self) -> int:
         """The number of optimizer steps of the run."""
@@ -95,11 +91,7 @@ class RunTrainer(Trainer):
             return self.compute_loss(self.model, self._prepare_inputs(batch))
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
         """The loss of a batch.
 
@@ -166,11 +158,9 @@ class RunTrainer(Trainer):
         where = self.run.parts.train.where
         places = "; ".join(where(row) for row in self._rows[:4]) + (" ..." if len(self._rows) > 4 else "")
         rows = ", ".join(str(row + 1) for row in self._rows)
-        raise TrainingError(
-            f"{what} at step {step}; its last batch: training rows {rows} ({places})",
-            where="training",
-            remedy="look at those rows, lower --learning-rate or --max-grad-norm, or use --dtype float32",
-        )
+        what = f"{what} at step {step}; its last batch: training rows {rows} ({places})"
+        remedy = "look at those rows, lower --learning-rate or --max-grad-norm, or use --dtype float32"
+        raise TrainingError(what, where="training", remedy=remedy)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate, record the metrics, and keep the weights if they are the best so far."""
@@ -214,18 +204,15 @@ class RunTrainer(Trainer):
         save_checkpoint(self)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        assert self.run.checkpoint is not None
-        restore_weights(self, self.run.checkpoint)
+        restore_weights(self, self._checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            assert self.run.checkpoint is not None
-            restore_optimizer(self, self.run.checkpoint)
+            restore_optimizer(self, self._checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            assert self.run.checkpoint is not None
-            restore_random(self.run.checkpoint, self.args.process_index)
+            restore_random(self._checkpoint, self.args.process_index)
 
     def _load_callback_state(self) -> None:
         pass  # callbacks keep no state: what they need is in `RunState`
