@@ -156,7 +156,7 @@ def test_separate_test_data(base, tmp_path, reviews, capsys) -> None:
 MISTAKES = {
     "unknown flag": ({"lerning_rate": 1}, r"did you mean '--learning-rate'"),
     "target that does not exist": ({"target_modules": "q_proj,v_porj"}, r"'v_porj' does not exist.*\n.*'v_proj'"),
-    "target expression": ({"target_modules": "(q"}, "not a valid regular expression"),
+    "target expression": ({"target_modules": "(q"}, "is not a valid regular expression"),
     "target expression without a match": ({"target_modules": ".*qproj"}, r"matches no module[\s\S]*q_proj"),
     "rank": ({"r": 0}, "r must be a whole number"),
     "rank as text": ({"r": "many"}, "r='many'"),
