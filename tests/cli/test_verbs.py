@@ -347,7 +347,7 @@ def damage(run, kind: str) -> None:
         ("header", "damaged"),
         ("pickle", r"no adapter_model\.safetensors[\s\S]*pickle"),
         ("no weights", r"no adapter_model\.safetensors"),
-        ("one factor", "only one of its two factors"),
+        ("one factor", "one factor only"),
     ],
 )
 def test_a_damaged_adapter_is_named(writer, tmp_path, capsys, kind: str, match: str) -> None:
