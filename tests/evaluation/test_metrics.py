@@ -72,3 +72,11 @@ def test_the_interval_of_a_ratio_has_its_nominal_coverage() -> None:
         held += low < 2 < high
     assert 0.92 < held / 400 < 0.98
     assert ratio_interval(np.array([1.0]), np.array([1])) == (-np.inf, np.inf)
+
+
+@given(n=st.integers(1, 500), proportion_right=st.floats(0, 1))
+def test_wilson_interval_holds_the_proportion(n: int, proportion_right: float) -> None:
+    correct = round(proportion_right * n)
+    low, high = wilson_interval(correct, n)
+    assert 0 <= low <= correct / n + 1e-12
+    assert correct / n - 1e-12 <= high <= 1 + 1e-12
