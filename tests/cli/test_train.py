@@ -299,7 +299,7 @@ def test_a_failure_while_training_leaves_the_old_run(base, tmp_path, monkeypatch
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_first_step_is_the_exit_code(base, tmp_path, monkeypatch, number: int) -> None:
     before = contents(tmp_path)
-    monkeypatch.setattr("alloralib.training.run.prepare", lambda *args: signal.raise_signal(number))
+    monkeypatch.setattr("alloralib.training.run.prepare", lambda *args, **settings: signal.raise_signal(number))
     assert main(base) == 128 + number
     assert contents(tmp_path) == before
 
