@@ -15,11 +15,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from .adapters import AlloraConfig, VariantConfig, enable_allora, load_config, make_config, optimizer_groups
+    from .adapters import (
+        METHODS,
+        AlloraConfig,
+        VariantConfig,
+        enable_allora,
+        fast_paths,
+        load_config,
+        make_config,
+        optimizer_groups,
+    )
     from .adapters.elementwise import fuse_elementwise
     from .errors import AlloraError
-    from .ops.family import METHODS
-    from .ops.fast_paths import fast_paths
     from .ops.scale import row_norms, scale
     from .training import RunConfig, train
 
@@ -27,10 +34,10 @@ _WHERE = {
     "AlloraConfig": "adapters",
     "AlloraError": "errors",
     "VariantConfig": "adapters",
-    "METHODS": "ops.family",
+    "METHODS": "adapters",
     "RunConfig": "training",
     "enable_allora": "adapters",
-    "fast_paths": "ops.fast_paths",
+    "fast_paths": "adapters",
     "fuse_elementwise": "adapters.elementwise",
     "load_config": "adapters",
     "make_config": "adapters",

@@ -1,6 +1,6 @@
-"""Tiny random models of real architectures, and the oracle that needs no knowledge of ours: stock PEFT LoRA.
+"""Tiny random models of real architectures, and an oracle that uses no code of ours: stock PEFT LoRA.
 
-ALLoRA leaves the gradient of every layer's input alone, so in a whole model each layer sees LoRA's own G, and
+ALLoRA does not change the gradient of any layer's input, so in a whole model each layer sees LoRA's own G, and
 dL/dB_i must be s_i times what stock LoRA gets at the same weights.
 """
 
@@ -81,7 +81,7 @@ def tokens(rows: int = 2, length: int = 7) -> Tensor:
 
 
 def randomise(model: nn.Module, adapter: str = "default", size: float = 0.3, seed: int = 7) -> None:
-    """Move every factor of the adapter off its initial value, B = 0 above all."""
+    """Give every factor of the adapter random values; a new adapter has B = 0."""
     g = torch.Generator().manual_seed(seed)
     for name, p in sorted(model.named_parameters()):
         if "lora_" in name and f".{adapter}" in name:
@@ -116,8 +116,8 @@ def printed_scale(A: Tensor, B: Tensor, eta: float) -> Tensor:
     return reference.scale(reference.row_norms(A.flatten(1).double(), B.flatten(1).double()), eta)
 
 
-def assert_rule(allora: PeftModel, grads: dict[str, Tensor], natural: dict[str, Tensor], eta: float) -> int:
-    """Every dL/dB is LoRA's times s, row by row; returns how many were compared. Fails if no scale differs from one."""
+def assert_rule(allora: PeftModel, grads: dict[str, Tensor], lora_grads: dict[str, Tensor], eta: float) -> int:
+    """Assert that every dL/dB is LoRA's times s, row by row, and that some s is not one. Returns the number of layers."""
     weights = dict(allora.named_parameters())
     compared, largest = 0, 0.0
     for name, grad in grads.items():
@@ -126,7 +126,7 @@ def assert_rule(allora: PeftModel, grads: dict[str, Tensor], natural: dict[str, 
             continue
         A, B = weights[name.replace("_B.", "_A.")], weights[name]
         s = printed_scale(A.detach(), B.detach(), eta).float()
-        expected = natural[name] * s.view(-1, *(1,) * (grad.dim() - 1))
+        expected = lora_grads[name] * s.view(-1, *(1,) * (grad.dim() - 1))
         torch.testing.assert_close(grad, expected, rtol=2e-4, atol=1e-6 + 2e-5 * expected.abs().max().item(), msg=name)
         largest = max(largest, (s - 1).abs().max().item())
         compared += 1

@@ -1,4 +1,4 @@
-"""Several adapters on one model, of one kind and mixed: each works or says why not; none trains plain LoRA silently."""
+"""Several adapters on one model, of one method or mixed: each works or is refused; none silently trains plain LoRA."""
 
 import copy
 
@@ -35,7 +35,7 @@ def variants(model, name: str) -> set[bool]:
 
 
 def follows_rule(model, adapter: str, eta: float = 1.7) -> bool:
-    """The adapter's gradients, apart from any other adapter's, against the rule from LoRA's."""
+    """Check the adapter's gradients against LoRA's times s; returns whether any of them differs from LoRA's."""
     model.set_adapter(adapter)
     randomise(model, adapter)
     ours = gradients(model, LM)
@@ -43,15 +43,15 @@ def follows_rule(model, adapter: str, eta: float = 1.7) -> bool:
     for m in model.modules():
         if isinstance(m, AlloraLayer) and adapter in m.lora_variant:
             held[m] = m.lora_variant.pop(adapter)  # the same layers without a variant: PEFT's LoRA
-    natural = gradients(model, LM)
+    lora_grads = gradients(model, LM)
     for m, variant in held.items():
         m.lora_variant[adapter] = variant
     weights, differs = dict(model.named_parameters()), False
     for name in (n for n in ours if f"lora_B.{adapter}" in n):
         A, B = weights[name.replace("_B.", "_A.")].detach(), weights[name].detach()
         s = reference.scale(reference.row_norms(A, B), eta)
-        torch.testing.assert_close(ours[name], natural[name] * s[:, None], rtol=1e-3, atol=1e-6)
-        differs |= not torch.allclose(ours[name], natural[name])
+        torch.testing.assert_close(ours[name], lora_grads[name] * s[:, None], rtol=1e-3, atol=1e-6)
+        differs |= not torch.allclose(ours[name], lora_grads[name])
     return differs
 
 
@@ -86,7 +86,7 @@ def test_dora_added_to_allora_layers_is_dora() -> None:
     assert any("lora_magnitude_vector" in name for name in gradients(model, LM))
 
 
-def test_allora_on_stock_layers_is_refused_until_adopted() -> None:
+def test_allora_on_stock_layers_is_refused_until_enabled() -> None:
     model = get_peft_model(llama(), lora())
     with pytest.raises(LayerError, match="enable_allora"):
         model.add_adapter("second", allora())
@@ -98,7 +98,7 @@ def test_allora_on_stock_layers_is_refused_until_adopted() -> None:
     assert follows_rule(model, "second")
 
 
-def test_adopted_lora_is_unchanged() -> None:
+def test_enabled_lora_is_unchanged() -> None:
     model = get_peft_model(llama(), lora()).eval()
     randomise(model)
     before = gradients(model, LM)
@@ -139,12 +139,12 @@ def test_two_active_adapters_add_up_and_both_follow_the_rule() -> None:
     twin.add_adapter("second", lora(r=2, lora_alpha=2))
     twin.load_state_dict(model.state_dict())
     twin.base_model.set_adapter(["default", "second"])
-    natural = gradients(twin, LM)
+    lora_grads = gradients(twin, LM)
     weights = dict(model.named_parameters())
     for name in (n for n in ours if "lora_B" in n):
         A, B = weights[name.replace("_B.", "_A.")].detach(), weights[name].detach()
         s = reference.scale(reference.row_norms(A, B), 1.7 if "default" in name else 1.0)
-        torch.testing.assert_close(ours[name], natural[name] * s[:, None], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(ours[name], lora_grads[name] * s[:, None], rtol=1e-3, atol=1e-6)
 
 
 def test_rank_pattern() -> None:
@@ -154,19 +154,19 @@ def test_rank_pattern() -> None:
     assert {m.scaling["default"] for m in model.modules() if isinstance(m, Linear)} == {1.0}
 
 
-def test_modules_to_save_train_as_ever() -> None:
+def test_modules_to_save_train_as_with_lora() -> None:
     base = bert()
     inputs = {"input_ids": tokens(), "labels": torch.tensor([0, 2])}
     config = AlloraConfig(r=3, eta=1.7, target_modules=["query", "value"], task_type="SEQ_CLS")
     model = get_peft_model(copy.deepcopy(base), config).eval()
     randomise(model)
     twin = lora_twin(base, model, task_type="SEQ_CLS")
-    grads, natural = gradients(model, inputs), gradients(twin, inputs)
+    grads, lora_grads = gradients(model, inputs), gradients(twin, inputs)
     head = [name for name in grads if "classifier" in name]
     assert head
     for name in head:
-        torch.testing.assert_close(grads[name], natural[name])
-    assert assert_rule(model, grads, natural, 1.7) == 4
+        torch.testing.assert_close(grads[name], lora_grads[name])
+    assert assert_rule(model, grads, lora_grads, 1.7) == 4
 
 
 @pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")

@@ -1,4 +1,4 @@
-"""`AlloraConfig`: what it takes, what it refuses, and the methods by name."""
+"""`AlloraConfig`: which settings it accepts and refuses; and the methods by name."""
 
 import dataclasses
 import math
@@ -42,7 +42,7 @@ def test_what_allora_does_not_have_cannot_be_set(wrong: dict) -> None:
 
 
 def test_every_lora_variant_of_this_peft_is_refused() -> None:
-    """Also the ones that come with the next PEFT: whatever is marked as a variant must not be settable."""
+    """Including those of later PEFT versions: a field marked as a variant must not be settable."""
     variants = [f.name for f in dataclasses.fields(LoraConfig) if f.metadata.get("is_lora_variant")]
     assert len(variants) >= 5
     for name in variants:
@@ -102,28 +102,28 @@ def test_every_method_by_name(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("knob", ["eta", "dropout", "apply_to"])
-def test_a_knob_exists_only_where_it_means_something(method: str, knob: str) -> None:
-    value = {"eta": 1.5, "dropout": 0.2, "apply_to": "update"}[knob]
-    if knob in METHODS[method].settings:
-        config = make_config(method, **{knob: value})
-        if knob == "dropout":
+@pytest.mark.parametrize("setting", ["eta", "dropout", "apply_to"])
+def test_a_setting_exists_only_for_methods_that_have_it(method: str, setting: str) -> None:
+    value = {"eta": 1.5, "dropout": 0.2, "apply_to": "update"}[setting]
+    if setting in METHODS[method].settings:
+        config = make_config(method, **{setting: value})
+        if setting == "dropout":
             assert config.lora_dropout == value
         elif method == "lora-x-eta":
             assert config.lora_alpha == 1.5 * 16
         else:
-            assert getattr(config, knob) == value
+            assert getattr(config, setting) == value
     else:
-        with pytest.raises(ConfigError, match=f"has no {knob}"):
-            make_config(method, **{knob: value})
+        with pytest.raises(ConfigError, match=f"has no {setting}"):
+            make_config(method, **{setting: value})
 
 
-def test_misspelt_method_names_the_nearest() -> None:
+def test_misspelled_method_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'allora-od'"):
         make_config("alora-od")
 
 
-def test_family_config_refuses_what_its_member_does_not_have() -> None:
+def test_variant_config_refuses_settings_its_method_does_not_have() -> None:
     with pytest.raises(ConfigError, match="lora_dropout"):
         VariantConfig(method="asf-lora", lora_dropout=0.1)
     with pytest.raises(ConfigError, match="apply_to"):

@@ -1,4 +1,4 @@
-"""Element-wise parts of whole models in nodes of ours: the same numbers, where they are what they seem, and nobody else's."""
+"""Fused RMS norms and gates in whole models: the same numbers, only where the modules compute what their names say."""
 
 import copy
 
@@ -33,7 +33,7 @@ def model_of(kind: str):
 
 @pytest.fixture
 def calls(monkeypatch) -> dict[str, int]:
-    """How often each node is made."""
+    """The number of calls of each fused operation."""
     made = {"rms_norm": 0, "gated": 0}
     for name in made:
         right = getattr(module, name)
@@ -81,7 +81,7 @@ def test_what_is_replaced_gives_the_same_gradients(kind: str, found: tuple[int, 
 
 
 @pytest.mark.parametrize("base", [gpt2, bert])
-def test_models_without_such_parts_stay_as_they_are(base) -> None:
+def test_models_without_such_modules_stay_as_they_are(base) -> None:
     model = base()
     classes = [type(m) for m in model.modules()]
     assert fuse_elementwise(model) == {"norms": 0, "gates": 0}
@@ -121,7 +121,7 @@ def test_a_norm_that_is_trained_gets_its_gradient(calls) -> None:
         torch.testing.assert_close(after[name], before[name])
 
 
-def test_a_copy_is_a_model_of_its_own_and_others_are_not_touched() -> None:
+def test_copies_are_independent_and_other_models_unchanged() -> None:
     model, other = build(), build()
     fuse_elementwise(model)
     assert not any(hasattr(m, "_fused_elementwise") for m in other.modules())
@@ -156,21 +156,21 @@ def test_in_bfloat16() -> None:
 
 
 class AnotherRMSNorm(LlamaRMSNorm):
-    """Of the same name and weights, and not the same: as Gemma's."""
+    """Has the usual name and weights, but computes something else, as Gemma's does."""
 
     def forward(self, hidden_states):
         return super().forward(hidden_states) + hidden_states.mean()
 
 
 class GatedRMSNorm(LlamaRMSNorm):
-    """With something more that it can be called with."""
+    """Takes another argument."""
 
     def forward(self, hidden_states, gate=None):
         return super().forward(hidden_states if gate is None else hidden_states * gate)
 
 
 class TwofoldRMSNorm(LlamaRMSNorm):
-    """One that cannot even be compared."""
+    """Fails in the trial."""
 
     def forward(self, hidden_states):
         batch, length, _ = hidden_states.shape
@@ -182,13 +182,13 @@ class AnotherMLP(LlamaMLP):
         return self.down_proj(self.act_fn(self.gate_proj(x)) + self.up_proj(x))
 
 
-def test_what_only_looks_like_it_is_left_alone() -> None:
+def test_modules_that_compute_something_else_are_left_alone() -> None:
     model = model_of("Llama")
     block = model.model.layers[0]
     block.input_layernorm.__class__ = AnotherRMSNorm
     block.post_attention_layernorm.eps = block.post_attention_layernorm.variance_epsilon = None
     block.mlp.__class__ = AnotherMLP
-    model.model.norm.forward = lambda x: x  # a hook of somebody else
+    model.model.norm.forward = lambda x: x  # replaced by other code
     model.model.layers[1].input_layernorm.__class__ = TwofoldRMSNorm
     model.model.layers[1].post_attention_layernorm.__class__ = GatedRMSNorm
     assert fuse_elementwise(model) == {"norms": 0, "gates": 1}

@@ -1,4 +1,4 @@
-"""Whole models trained by the rule, layer type by layer type, against stock PEFT LoRA at the same weights."""
+"""Gradients of whole models, for every layer type, against stock PEFT LoRA with the same weights."""
 
 import copy
 
@@ -42,14 +42,14 @@ def test_gradients_are_loras_times_s(name: str) -> None:
     model = get_peft_model(copy.deepcopy(base), AlloraConfig(r=3, eta=1.7, target_modules=targets)).eval()
     randomise(model)
     twin = lora_twin(base, model, fan_in_fan_out=name.startswith("gpt2"))
-    grads, natural = gradients(model, inputs), gradients(twin, inputs)
-    assert grads.keys() == natural.keys()
-    assert assert_rule(model, grads, natural, 1.7) == layers
+    grads, lora_grads = gradients(model, inputs), gradients(twin, inputs)
+    assert grads.keys() == lora_grads.keys()
+    assert assert_rule(model, grads, lora_grads, 1.7) == layers
 
 
 @pytest.mark.parametrize("kind", ["module hook", "dropout", "two adapters"])
 def test_the_unfused_path_gives_the_same(kind: str) -> None:
-    """What the fused node cannot do is done by calling the frozen layer; gradients must not notice."""
+    """Where the fused node cannot be used, the frozen layer is called; the gradients are the same."""
     base = llama()
     model = get_peft_model(copy.deepcopy(base), AlloraConfig(r=3, eta=1.7, target_modules="all-linear")).eval()
     randomise(model)
@@ -74,7 +74,7 @@ def test_the_unfused_path_gives_the_same(kind: str) -> None:
 
 
 class Counting(nn.Dropout):
-    """A dropout of rate .5 that lets everything through, and counts."""
+    """Dropout at rate .5 that drops nothing and counts its calls."""
 
     def __init__(self, calls: list) -> None:
         super().__init__(0.5)
@@ -96,7 +96,7 @@ def test_experts_follow_the_rule() -> None:
     twin.load_state_dict(model.state_dict())
     inputs = {"input_ids": tokens(4, 16), "labels": tokens(4, 16)}
     torch.testing.assert_close(model(**inputs).logits, twin(**inputs).logits, rtol=1e-4, atol=1e-5)
-    grads, natural = gradients(model, inputs), gradients(twin, inputs)
+    grads, lora_grads = gradients(model, inputs), gradients(twin, inputs)
     weights, compared = dict(model.named_parameters()), 0
     for name in (n for n in grads if "lora_B" in n):
         A, B = weights[name.replace("_B.", "_A.")].detach(), weights[name].detach()
@@ -104,13 +104,13 @@ def test_experts_follow_the_rule() -> None:
         B3 = B.view(B.shape[0], 2, 4)  # n1, rank, expert
         for e in range(4):
             s = (torch.linalg.vector_norm(B3[:, :, e] @ A3[e], dim=1) + 1 / 1.7**2) ** -0.5
-            expected = natural[name].view_as(B3)[:, :, e] * s[:, None]
+            expected = lora_grads[name].view_as(B3)[:, :, e] * s[:, None]
             torch.testing.assert_close(grads[name].view_as(B3)[:, :, e], expected, rtol=2e-4, atol=1e-7)
             compared += 1
     assert compared == 16
 
 
-def test_a_weight_targeted_as_a_parameter_is_as_the_layer() -> None:
+def test_a_weight_as_target_parameter_trains_as_its_layer_does() -> None:
     """target_parameters on an ordinary two-dimensional weight: the same gradients as target_modules gives."""
     by_module = get_peft_model(llama(), AlloraConfig(r=3, eta=1.7, target_modules=["q_proj"])).eval()
     config = AlloraConfig(r=3, eta=1.7, target_modules=[], target_parameters=["q_proj.weight"])
@@ -131,13 +131,13 @@ def test_grouped_convolution() -> None:
     with pytest.warns(UserWarning, match="groups > 1"):
         twin = lora_twin(base, model)
     x = torch.randn(2, 4, 5, 5)
-    grads, natural = gradients(nn.Sequential(model, Sum()), x), gradients(nn.Sequential(twin, Sum()), x)
+    grads, lora_grads = gradients(nn.Sequential(model, Sum()), x), gradients(nn.Sequential(twin, Sum()), x)
     A, B = model.base_model.model[0].lora_A.default.weight, model.base_model.model[0].lora_B.default.weight
     name = next(n for n in grads if "lora_B" in n)
     for g in range(2):
         rows, ranks = slice(4 * g, 4 * g + 4), slice(2 * g, 2 * g + 2)
         s = (torch.linalg.vector_norm(B[rows].flatten(1) @ A[ranks].flatten(1), dim=1) + 1 / 1.7**2) ** -0.5
-        torch.testing.assert_close(grads[name][rows], natural[name][rows] * s.view(-1, 1, 1, 1), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(grads[name][rows], lora_grads[name][rows] * s.view(-1, 1, 1, 1), rtol=1e-4, atol=1e-6)
 
 
 class Sum(nn.Module):
@@ -195,7 +195,7 @@ def test_rank_beyond_the_smaller_side_warns_and_trains() -> None:
     assert len(gradients(model, torch.randn(2, 5))) == 2
 
 
-def test_base_bias_is_trained_where_asked() -> None:
+def test_the_base_bias_is_trained_on_request() -> None:
     base = nn.Sequential(nn.Linear(5, 3), Sum())
     model = get_peft_model(base, AlloraConfig(r=2, target_modules=["0"], bias="all"))
     assert any(name.endswith("base_layer.bias") for name in gradients(model, torch.randn(2, 5)))

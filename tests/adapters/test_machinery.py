@@ -1,4 +1,4 @@
-"""torch.compile, gradient checkpointing, autocast, accumulation: the layers inside other people's machinery."""
+"""The layers under torch.compile, gradient checkpointing, autocast and gradient accumulation."""
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ LM = {"input_ids": tokens(4, 9), "labels": tokens(4, 9)}
 
 
 def build(base=llama, targets="all-linear", method="allora", **settings):
-    knobs = {"eta": 1.7} if "eta" in METHODS[method].settings else {}
-    model = get_peft_model(base(), make_config(method, r=3, target_modules=targets, **knobs, **settings)).eval()
+    settings_of_method = {"eta": 1.7} if "eta" in METHODS[method].settings else {}
+    model = get_peft_model(base(), make_config(method, r=3, target_modules=targets, **settings_of_method, **settings)).eval()
     randomise(model)
     return model
 
@@ -62,7 +62,7 @@ def test_other_layer_types_compile(base, targets) -> None:
 
 
 def test_inductor_agrees() -> None:
-    """The compiler that people use, generated code and all."""
+    """torch.compile's default backend, including the code it generates."""
     model = build(shallow_llama)
     eager = gradients(model, LM)
     torch._dynamo.reset()
@@ -82,13 +82,13 @@ def test_gradient_checkpointing_agrees(reentrant: bool, method: str) -> None:
 
 
 def error(rounded: dict, exact: dict) -> float:
-    """Distance of all gradients together, relative to the exact ones."""
+    """Relative distance of all gradients together from the exact ones."""
     difference = sum((rounded[name] - g).square().sum() for name, g in exact.items())
     return (difference / sum(g.square().sum() for g in exact.values())).sqrt().item()
 
 
 def stock_error(dtype: torch.dtype, autocast: bool) -> float:
-    """What bfloat16 costs PEFT's own LoRA on the same model: the tolerance of this network."""
+    """The error of PEFT's own LoRA in bfloat16 on the same model, as the tolerance."""
 
     def run(dtype: torch.dtype, autocast: bool) -> dict:
         model = build(lambda: llama().to(dtype), method="lora", dropout=0.0)
@@ -99,7 +99,7 @@ def stock_error(dtype: torch.dtype, autocast: bool) -> float:
 
 
 @pytest.mark.parametrize("method", ["allora", "allora-od", "asf-lora"])
-def test_bfloat16_autocast_is_as_near_to_float32_as_stock_lora_is(method: str) -> None:
+def test_bfloat16_autocast_is_as_accurate_as_stock_lora(method: str) -> None:
     model = build(method=method)
     exact = gradients(model, LM)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Quantized bases: the rule on layers of bitsandbytes and torchao, on a CPU; and those that are refused."""
+"""The rule on quantized layers of bitsandbytes and torchao, on a CPU; and the layers that are refused."""
 
 import copy
 import subprocess
@@ -66,14 +66,14 @@ def base(kind: str) -> nn.Sequential:
 
 
 def stored(model: nn.Module) -> list[torch.Tensor]:
-    """The frozen weight as it lies in memory."""
+    """The frozen weight as it is stored."""
     layer = next(m for m in model.modules() if hasattr(m, "weight") and not isinstance(m, AlloraLayer))
     weight = layer.weight.data
     return [getattr(weight, "qdata", weight).clone(), layer.bias.detach().clone()]
 
 
 def weight_of(layer: nn.Module) -> torch.Tensor:
-    """The matrix that the frozen layer multiplies by, from its answers alone."""
+    """The matrix that the frozen layer multiplies by, measured from its outputs."""
     with torch.no_grad():
         return (layer(torch.eye(IN)) - layer.bias).mT
 
@@ -105,7 +105,7 @@ def test_gradients_are_the_reference_on_the_dequantized_weight(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_rows_of_B_are_stock_loras_times_s_and_the_input_gradient_is_stock_loras(kind: str) -> None:
-    """The same weights under PEFT's own layer for this base; at the input not one bit differs more than rounding."""
+    """The same weights under PEFT's own layer for this base; the input gradients differ by rounding at most."""
     model = adapted(kind)
     twin = get_peft_model(base(kind), LoraConfig(r=3, lora_alpha=3, target_modules=["0"]))
     randomise(twin)
@@ -153,7 +153,7 @@ def test_the_loss_falls_the_base_stays_and_stock_peft_loads_it(kind: str, apply_
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_training_goes_on_after_an_evaluation(kind: str) -> None:
-    """bitsandbytes repacks a 4-bit weight in the first evaluation on some CPUs; without care no gradient comes back."""
+    """bitsandbytes repacks a 4-bit weight in the first evaluation on some CPUs; if not prevented, no gradient comes back."""
     model = adapted(kind)
     x = torch.randn(5, IN, generator=torch.Generator().manual_seed(1))
 
@@ -177,8 +177,8 @@ def test_a_base_that_was_evaluated_is_refused_where_its_weight_was_repacked() ->
 
 
 @pytest.mark.parametrize("kind", BITSANDBYTES)
-def test_merges_as_peft_merges_there(kind: str) -> None:
-    """Rounded to the base's few bits, but the same bits as stock LoRA's; and back, to within a step of them."""
+def test_merging_gives_the_same_bits_as_stock_lora(kind: str) -> None:
+    """A merged weight is rounded to the base's few bits, to the same ones as stock LoRA's; and unmerging restores it."""
     x = torch.randn(5, IN, generator=torch.Generator().manual_seed(1))
     model = adapted(kind)
     twin = get_peft_model(base(kind), LoraConfig(r=3, lora_alpha=3, target_modules=["0"]))
@@ -211,7 +211,7 @@ def test_a_torchao_layer_quantized_by_hand_is_not_merged() -> None:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_second_adapter_and_adopted_stock_layers_follow_the_rule(kind: str) -> None:
+def test_a_second_adapter_and_enabled_stock_layers_follow_the_rule(kind: str) -> None:
     first = adapted(kind)
     first.add_adapter("second", AlloraConfig(r=2, eta=1.0, target_modules=["0"]))
     model = get_peft_model(base(kind), LoraConfig(r=3, target_modules=["0"]))
@@ -229,10 +229,10 @@ def test_a_second_adapter_and_adopted_stock_layers_follow_the_rule(kind: str) ->
         B = layer.lora_B["second"].weight
         ours = torch.autograd.grad(m(x).square().sum(), B)[0]
         held = layer.lora_variant.pop("second")
-        natural = torch.autograd.grad(m(x).square().sum(), B)[0]
+        lora_grads = torch.autograd.grad(m(x).square().sum(), B)[0]
         layer.lora_variant["second"] = held
         s = reference.scale(layer.adapter_row_norms("second"), 1.0)
-        torch.testing.assert_close(ours, natural * s[:, None], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours, lora_grads * s[:, None], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -271,12 +271,12 @@ def test_refused_with_the_reason(name: str) -> None:
 
 
 def test_quantized_activations_have_no_gradient_in_torchao() -> None:
-    """The reason given above, seen: if torchao learns to differentiate them, this fails and the refusal can go."""
+    """The reason for the refusal. If torchao adds a backward pass for them, this fails, and the refusal can be removed."""
     layer = torchao(ao.Int8DynamicActivationInt8WeightConfig())
     assert not layer(torch.randn(2, IN, requires_grad=True)).requires_grad
 
 
-def test_an_adopted_layer_with_quantized_activations_refuses_too() -> None:
+def test_an_enabled_layer_with_quantized_activations_refuses_too() -> None:
     model = get_peft_model(
         nn.Sequential(torchao(ao.Int8DynamicActivationInt8WeightConfig())), LoraConfig(r=2, target_modules=["0"])
     )
@@ -348,7 +348,7 @@ def test_torchao_merges_what_transformers_loaded(tiny_llama: str) -> None:
 
 
 def test_neither_library_is_needed() -> None:
-    """With both hidden, a plain model is adapted, and a stock one adopted, as ever."""
+    """Without both libraries, a plain model and one with stock LoRA layers can still be adapted."""
     script = (
         "import importlib.util, sys\n"
         "hidden, real = ('bitsandbytes', 'torchao'), importlib.util.find_spec\n"

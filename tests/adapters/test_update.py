@@ -14,7 +14,7 @@ from alloralib.ops import reference
 
 from .models import Convs, gradients, llama, mixtral, randomise, tokens
 
-OPTIMISERS = {
+OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "sgd-coupled-decay": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
@@ -41,16 +41,16 @@ def factors(model) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("start", [0.0, 0.3])
-def test_the_step_is_the_natural_step_scaled(name: str, start: float) -> None:
-    """Against the same optimizer stepping a copy with the same gradients and no rule."""
+def test_the_step_is_the_optimizers_step_scaled(name: str, start: float) -> None:
+    """Compared with the same optimizer on a copy with the same gradients and without the rule."""
     model = build()
     if start:
         randomise(model, size=start)
     leaves = {n: nn.Parameter(p.detach().clone()) for n, p in model.named_parameters() if p.requires_grad}
-    ours = OPTIMISERS[name]([p for p in model.parameters() if p.requires_grad])
-    plain = OPTIMISERS[name](list(leaves.values()))
+    ours = OPTIMIZERS[name]([p for p in model.parameters() if p.requires_grad])
+    plain = OPTIMIZERS[name](list(leaves.values()))
     before = factors(model)
     grads = gradients(model, LM)
     for n, p in leaves.items():
@@ -60,25 +60,25 @@ def test_the_step_is_the_natural_step_scaled(name: str, start: float) -> None:
     decay, moved = DECOUPLED.get(name, 0.0), 0
     for n, after in factors(model).items():
         kept = before[n] * (1 - decay)
-        natural = leaves[n].detach() - kept
+        step = leaves[n].detach() - kept
         A, B = before[n.replace("_B.", "_A.")], before[n.replace("_A.", "_B.")]
         s = reference.scale(reference.row_norms(A, B), 1.7)
         factor = s[:, None] if "lora_B" in n else (s[:, None] * B).norm() / B.norm() if start else torch.tensor(1.7)
-        torch.testing.assert_close(after, kept + factor * natural, rtol=1e-4, atol=2e-6)
+        torch.testing.assert_close(after, kept + factor * step, rtol=1e-4, atol=2e-6)
         moved += not torch.equal(after, before[n])
     assert moved >= len(leaves) / 2
 
 
 def test_gradients_are_loras_own() -> None:
-    update, natural = build("update"), build("gradient")
+    update, scaled = build("update"), build("gradient")
     randomise(update)
-    randomise(natural)
-    layers = [m for m in natural.modules() if isinstance(m, AlloraLayer)]
+    randomise(scaled)
+    layers = [m for m in scaled.modules() if isinstance(m, AlloraLayer)]
     ours = gradients(update, LM)
-    ruled = gradients(natural, LM)
+    ruled = gradients(scaled, LM)
     for m in layers:
         m.lora_variant.pop("default")
-    for name, grad in gradients(natural, LM).items():
+    for name, grad in gradients(scaled, LM).items():
         torch.testing.assert_close(ours[name], grad, rtol=1e-4, atol=1e-6)
         assert "lora_" not in name or not torch.allclose(ruled[name], grad, rtol=1e-3, atol=1e-8)
 
@@ -133,8 +133,8 @@ def test_other_layer_types(kind: str) -> None:
         torch.testing.assert_close(after, before[n] + expected, rtol=1e-4, atol=1e-6)
 
 
-def test_only_the_adapters_that_ask_are_scaled() -> None:
-    """A head that is trained in full, and an adapter with apply_to="gradient", step as the optimizer says."""
+def test_only_adapters_with_apply_to_update_are_scaled() -> None:
+    """A head that is trained in full, and an adapter with apply_to="gradient", make the optimizer's own step."""
     model = build()
     model.add_adapter("other", AlloraConfig(r=2, eta=1.7, target_modules=["q_proj"]))
     model.set_adapter("other")
@@ -157,7 +157,7 @@ def test_a_deep_copy_follows_the_rule() -> None:
     torch.testing.assert_close(factors(model)[name], -0.1 * 1.7 * grads[name], rtol=1e-4, atol=1e-7)
 
 
-class Home(torch.optim.Optimizer):
+class OwnOptimizer(torch.optim.Optimizer):
     def __init__(self, params, **defaults) -> None:
         super().__init__(params, defaults)
 
@@ -167,15 +167,15 @@ class Home(torch.optim.Optimizer):
                 p.data.add_(p.grad, alpha=-group["lr"])
 
 
-def test_an_optimizer_of_ones_own() -> None:
+def test_a_custom_optimizer() -> None:
     model = build()
     params = [p for p in model.parameters() if p.requires_grad]
     grads = gradients(model, LM)
-    Home(params, lr=0.1, weight_decay=0.0).step()
+    OwnOptimizer(params, lr=0.1, weight_decay=0.0).step()
     name = next(n for n in grads if "lora_B" in n)
     torch.testing.assert_close(factors(model)[name], -0.1 * 1.7 * grads[name], rtol=1e-4, atol=1e-7)
-    with pytest.raises(ConfigError, match="cannot tell how Home applies weight_decay"):
-        Home(params, lr=0.1, weight_decay=0.1).step()
+    with pytest.raises(ConfigError, match="cannot tell how OwnOptimizer applies weight_decay"):
+        OwnOptimizer(params, lr=0.1, weight_decay=0.1).step()
 
 
 def test_transformers_adafactor() -> None:
@@ -189,8 +189,8 @@ def test_transformers_adafactor() -> None:
         Adafactor(params, lr=0.01, relative_step=False, scale_parameter=True, weight_decay=0.1).step()
 
 
-def test_without_the_hook_the_test_above_would_fail(monkeypatch) -> None:
-    """The guard against silent plain LoRA: with the hook gone, B moves by the natural step."""
+def test_without_the_hook_the_step_is_not_scaled(monkeypatch) -> None:
+    """Shows that the tests can fail: without the hook, B moves by the optimizer's own step."""
     from alloralib.adapters import update
 
     monkeypatch.setattr(update, "track", lambda layer: None)

@@ -174,8 +174,8 @@ def test_json_output(base, capsys) -> None:
 MISTAKES = {
     "unknown flag": ({"lerning_rate": 1}, r"did you mean '--learning-rate'"),
     "target that does not exist": ({"target_modules": "q_proj,v_porj"}, r"'v_porj' does not exist.*\n.*'v_proj'"),
-    "target expression": ({"target_modules": "(q"}, "no regular expression"),
-    "target expression without a match": ({"target_modules": ".*qproj"}, r"fits no module[\s\S]*q_proj"),
+    "target expression": ({"target_modules": "(q"}, "is not a valid regular expression"),
+    "target expression without a match": ({"target_modules": ".*qproj"}, r"matches no module[\s\S]*q_proj"),
     "rank": ({"r": 0}, "r must be a whole number"),
     "rank as text": ({"r": "many"}, "r='many'"),
     "eta zero": ({"eta": 0}, "eta must be"),

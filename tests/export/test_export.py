@@ -1,4 +1,4 @@
-"""What is exported computes what was trained; a broken exporter, or converter, is caught and leaves nothing behind."""
+"""An export computes what was trained; a broken merge or converter is caught and leaves nothing behind."""
 
 import textwrap
 
@@ -98,7 +98,7 @@ def test_a_broken_merge_is_caught(tmp_path, monkeypatch, broken) -> None:
     nothing_left(tmp_path)
 
 
-def test_the_base_unchanged_is_caught_even_where_the_adapter_does_less_than_round_off(tmp_path, monkeypatch) -> None:
+def test_an_unchanged_base_is_caught_even_if_the_adapters_effect_is_below_rounding(tmp_path, monkeypatch) -> None:
     model, _ = saved(tmp_path)
     for name, p in model.named_parameters():
         if "lora_B" in name:
@@ -110,7 +110,7 @@ def test_the_base_unchanged_is_caught_even_where_the_adapter_does_less_than_roun
     nothing_left(tmp_path)
 
 
-def test_an_adapter_that_rounding_would_swallow_is_refused(tmp_path) -> None:
+def test_an_adapter_lost_in_rounding_is_refused(tmp_path) -> None:
     """In bfloat16 a small BA falls below the last place of W: the merged model is the base, or noise."""
 
     def base():
@@ -140,7 +140,7 @@ def test_asf_lora_is_refused(tmp_path) -> None:
     nothing_left(tmp_path)
 
 
-def test_what_is_there_is_not_overwritten(tmp_path) -> None:
+def test_existing_files_are_not_overwritten(tmp_path) -> None:
     _, adapter = saved(tmp_path)
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "thesis.tex").write_text("years of work")
@@ -151,7 +151,7 @@ def test_what_is_there_is_not_overwritten(tmp_path) -> None:
 
 CONVERTER = textwrap.dedent(
     '''
-    """A stand-in for llama.cpp's convert_lora_to_gguf.py: its arguments, its layout, and a mistake on demand."""
+    """Imitates llama.cpp's convert_lora_to_gguf.py: its arguments and its layout, with a mistake on request."""
     import argparse, json, pathlib, re
     import gguf, torch
     from safetensors.torch import load_file
@@ -211,7 +211,7 @@ def convert(tmp_path, adapter, mistake: str = "", load_base=llama):
 @pytest.mark.parametrize("method", ["allora", "lora-x-eta", "rslora"])
 @pytest.mark.parametrize("mistake", ["", "half precision"])
 def test_gguf(tmp_path, method: str, mistake: str) -> None:
-    """With ranks that differ by layer, which one alpha cannot say, and with another factor than alpha/r."""
+    """With ranks that differ by layer, which one alpha cannot express, and with another factor than alpha/r."""
     _, adapter = saved(tmp_path, method, rank_pattern={"q_proj": 2})
     proof = convert(tmp_path, adapter, mistake)
     assert proof.difference <= proof.tolerance
@@ -253,21 +253,21 @@ def test_a_wrong_converter_is_caught(tmp_path, mistake: str, match: str) -> None
         ("allora", {"modules_to_save": ["lm_head"]}, "cannot store modules_to_save"),
     ],
 )
-def test_gguf_refuses_what_it_cannot_hold(tmp_path, method: str, settings: dict, match: str) -> None:
+def test_gguf_refuses_what_it_cannot_store(tmp_path, method: str, settings: dict, match: str) -> None:
     _, adapter = saved(tmp_path, method, **settings)
     with pytest.raises(MergeError, match=match):
         convert(tmp_path, adapter)
     nothing_left(tmp_path)
 
 
-def test_the_permutation_is_taken_back() -> None:
+def test_the_permutation_is_reversed() -> None:
     weight = torch.arange(24 * 3.0).reshape(24, 3)
     for heads in (1, 2, 3):
         there = weight.reshape(heads, 2, 24 // heads // 2, 3).swapaxes(1, 2).reshape(24, 3)  # LlamaModel.permute
         assert torch.equal(unpermute(there, heads), weight)
 
 
-def test_a_converter_that_is_not_there(monkeypatch, tmp_path) -> None:
+def test_a_missing_converter(monkeypatch, tmp_path) -> None:
     monkeypatch.delenv(gguf.CONVERTER_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"was not found\n.*clone llama\.cpp"):

@@ -1,4 +1,4 @@
-"""Layers to test the operations on: the fast one, its slow twin, and named random inputs."""
+"""Test cases: a fast operation, its slow twin, and named random inputs."""
 
 from __future__ import annotations
 
@@ -91,13 +91,13 @@ ALL = BRANCHES + DELTA
 
 
 def upstream(y: Tensor) -> Tensor:
-    """A gradient at the output, the same in every call and representable in every dtype under test."""
+    """The gradient at the output: the same in every call, and exact in every tested dtype."""
     g = torch.randn(y.shape, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
     return g.to(torch.bfloat16).to(y.dtype)
 
 
 def run(function: Callable[..., Tensor], case: Case, dtype: torch.dtype, **settings: Any) -> tuple[Tensor, Named]:
-    """Output and named gradients, for an output gradient that is the same in every call."""
+    """Output and gradients by name, for the same gradient at the output in every call."""
     leaves = {k: v.to(dtype).clone().requires_grad_() for k, v in case.tensors.items()}
     y = function(**leaves, **case.rest, **settings)
     y.backward(upstream(y))

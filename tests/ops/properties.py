@@ -1,7 +1,7 @@
-"""What section 4.2 says of one linear layer, as checks that any implementation can be put through.
+"""The properties of section 4.2 for one linear layer, as checks of any implementation.
 
-An implementation is called as impl(x, W, None, A, B, gradient="row", eta=eta). The checks run on ours with random
-inputs (test_rule.py) and on broken ones (test_mutations.py), where at least one of them has to fail.
+An implementation is called as impl(x, W, None, A, B, gradient="row", eta=eta). The checks run on ours with random inputs
+(test_rule.py), and on broken implementations (test_mutations.py), on which at least one of them must fail.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 Implementation = Callable[..., Tensor]
@@ -41,6 +42,18 @@ class Problem:
     def s(self) -> Tensor:
         """The scale as printed, BA formed: (n1,)."""
         return (torch.linalg.vector_norm(self.B @ self.A, dim=1) + 1 / self.eta**2) ** -0.5
+
+
+problems = st.builds(
+    Problem.random,
+    seed=st.integers(0, 2**31),
+    N=st.integers(2, 9),
+    n1=st.integers(1, 12),
+    n2=st.integers(1, 12),
+    r=st.integers(1, 6),
+    eta=st.floats(0.05, 20),
+    size=st.sampled_from([0.0, 1e-6, 1e-2, 1.0, 100.0]),
+)
 
 
 def solve(impl: Implementation, p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Cross-entropy in tiles is cross-entropy: value, gradient, and what it leaves in memory."""
+"""Cross-entropy in tiles against its slow twin: loss, gradient, and memory."""
 
 import pytest
 import torch
@@ -23,10 +23,10 @@ def problem(rows: int = N, dtype: torch.dtype = torch.float64, bias: bool = True
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [1, 4, N])
 @pytest.mark.parametrize("entries", [1, 20, N * V - 1, N * V, None])
-def test_it_is_the_twin(entries: int | None, rows: int, bias: bool, monkeypatch) -> None:
+def test_loss_and_gradient_are_the_twins(entries: int | None, rows: int, bias: bool, monkeypatch) -> None:
     monkeypatch.setattr(module, "ROWS", rows)
     hidden, weight, b, labels = problem(bias=bias)
-    weights = torch.linspace(-1, 2, N, dtype=torch.float64)  # every row's loss may be used for something else
+    weights = torch.linspace(-1, 2, N, dtype=torch.float64)  # a different gradient for every row's loss
     loss = linear_cross_entropy(hidden, weight, b, labels, entries=entries)
     expected = reference.cross_entropy(hidden, weight, b, labels)
     torch.testing.assert_close(loss, expected)
@@ -42,14 +42,13 @@ def test_gradcheck() -> None:
         torch.autograd.grad(linear_cross_entropy(hidden, weight, b, labels).sum(), hidden, create_graph=True)
 
 
-def test_certain_and_hopeless_labels() -> None:
-    """Probabilities that are 1 or too small for a float, whose logarithm is not."""
+def test_labels_with_probability_one_or_too_small_for_a_float() -> None:
     weight, hidden = torch.tensor([[1.0], [-1.0]]), torch.tensor([[300.0], [1e-4]], requires_grad=True)
     loss = linear_cross_entropy(hidden.repeat(2, 1), weight, None, torch.tensor([0, 0, 1, 1]))
     torch.testing.assert_close(loss, torch.tensor([0.0, 0.69304718, 600.0, 0.69324718]), rtol=1e-6, atol=0)
 
 
-def test_no_row_at_all() -> None:
+def test_no_rows() -> None:
     hidden, weight, b, labels = problem(0)
     loss = linear_cross_entropy(hidden, weight, b, labels)
     assert loss.shape == (0,)
@@ -60,7 +59,7 @@ def test_no_row_at_all() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    """Logits in the model's dtype, the softmax in float32, as transformers takes them."""
+    """Logits in the model's dtype and the softmax in float32, as in transformers."""
     hidden, weight, b, labels = problem(64, dtype)
     loss = linear_cross_entropy(hidden, weight, b, labels, entries=300)
     expected = F.cross_entropy(F.linear(hidden, weight, b).float(), labels, reduction="none")
@@ -83,7 +82,7 @@ def test_under_autocast() -> None:
     assert hidden.grad.dtype == torch.float32
 
 
-def test_a_weight_that_is_trained_gets_its_gradient() -> None:
+def test_a_trained_weight_gets_its_gradient() -> None:
     hidden, weight, b, labels = problem()
     inputs = hidden, weight.requires_grad_(), b.requires_grad_()
     loss = linear_cross_entropy(*inputs, labels, entries=40)
@@ -99,14 +98,14 @@ def kept(make) -> int:
     return max(sizes)
 
 
-def test_nothing_of_the_vocabularys_size_is_kept() -> None:
-    """Nor the weight, which a sharded model gathers for a moment only. The plain path shows that the measure works."""
+def test_no_tensor_of_the_vocabularys_size_is_kept() -> None:
+    """Nor is the weight kept, which a sharded model only gathers briefly. The plain path shows that the measurement works."""
     hidden, weight, b, labels = problem()
     assert kept(lambda: linear_cross_entropy(hidden, weight, b, labels)) == N * D
     assert kept(lambda: F.cross_entropy(F.linear(hidden, weight, b), labels)) >= N * V
 
 
-def test_no_more_logits_than_asked_for(monkeypatch) -> None:
+def test_a_tile_has_no_more_logits_than_asked_for(monkeypatch) -> None:
     made: list[int] = []
     right = matmul.linear
 
@@ -124,7 +123,7 @@ def test_no_more_logits_than_asked_for(monkeypatch) -> None:
     assert made == [N * V]
 
 
-def test_no_product_for_a_gradient_that_nobody_asks_for(monkeypatch) -> None:
+def test_no_product_for_a_gradient_that_is_not_needed(monkeypatch) -> None:
     def refuse(*args):
         raise AssertionError
 
@@ -136,8 +135,8 @@ def test_no_product_for_a_gradient_that_nobody_asks_for(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_gradient_of_a_label_that_is_all_but_certain_is_not_lost(dtype: torch.dtype) -> None:
-    """D = -(1 - p) (W_y - W_other) for two columns; 1 - p in rounding, as sum_v p_v W_v - W_y has it, is zero."""
+def test_the_gradient_of_an_almost_certain_label_is_not_lost(dtype: torch.dtype) -> None:
+    """D = -(1 - p) (W_y - W_other) for two columns. Computed as sum_v p_v W_v - W_y, rounding would give zero."""
     weight = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=dtype)
     hidden = torch.tensor([[10.0, 0.0], [12.0, 0.0]], dtype=dtype, requires_grad=True)
     loss = linear_cross_entropy(hidden, weight, None, torch.tensor([0, 0]))

@@ -1,4 +1,4 @@
-"""The element-wise nodes against transformers' own modules: value, gradient, dtype, and what they keep."""
+"""The fused RMS norm and gate against transformers' own modules: output, gradient, dtype, and memory kept."""
 
 from types import SimpleNamespace
 
@@ -17,17 +17,17 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def pulled(function, inputs, seed: int = 9) -> list[torch.Tensor]:
-    """Outputs and gradients, of a random pull at every output."""
+def outputs_and_gradients(function, inputs, seed: int = 9) -> list[torch.Tensor]:
+    """Outputs, and gradients for a random gradient at every output."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     outputs = function(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    pulls = [random(*y.shape, seed=seed + i, dtype=y.dtype) for i, y in enumerate(outputs)]
-    return [*outputs, *torch.autograd.grad(outputs, inputs, pulls)]
+    upstream = [random(*y.shape, seed=seed + i, dtype=y.dtype) for i, y in enumerate(outputs)]
+    return [*outputs, *torch.autograd.grad(outputs, inputs, upstream)]
 
 
 def kept(function, inputs) -> int:
-    """Numbers kept for the backward pass, a tensor once, the inputs not."""
+    """Number of entries kept for the backward pass: each tensor once, inputs excluded."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     found: dict[int, int] = {}
 
@@ -64,15 +64,15 @@ def test_rms_norm_is_llamas(shape, dtype: torch.dtype, weight_dtype: torch.dtype
     x = random(*shape, dtype=dtype)
     x[..., :2] *= 0.01  # near eps
     norm = norm_like(x, weight_dtype, eps)
-    assert_same(pulled(lambda x: rms_norm(x, norm.weight, eps), [x]), pulled(norm, [x]), dtype)
+    assert_same(outputs_and_gradients(lambda x: rms_norm(x, norm.weight, eps), [x]), outputs_and_gradients(norm, [x]), dtype)
 
 
-def test_rms_norm_of_rows_that_are_zero_and_of_strided_ones() -> None:
+def test_rms_norm_of_zero_rows_and_strided_input() -> None:
     x = random(6, 4).t()
     x[1] = 0
     norm = norm_like(x, torch.float32, 1e-6)
-    ours = pulled(lambda x: rms_norm(x, norm.weight, 1e-6), [x])
-    assert_same(ours, pulled(norm, [x]), torch.float32)
+    ours = outputs_and_gradients(lambda x: rms_norm(x, norm.weight, 1e-6), [x])
+    assert_same(ours, outputs_and_gradients(norm, [x]), torch.float32)
     assert all(t.isfinite().all() for t in ours)
 
 
@@ -85,7 +85,7 @@ def test_gate_is_llamas(dtype: torch.dtype) -> None:
         layers = SimpleNamespace(gate_proj=lambda _: gate, up_proj=lambda _: up, down_proj=lambda x: x, act_fn=mlp.act_fn)
         return LlamaMLP.forward(layers, gate)
 
-    assert_same(pulled(gated, [gate, up]), pulled(theirs, [gate, up]), dtype)
+    assert_same(outputs_and_gradients(gated, [gate, up]), outputs_and_gradients(theirs, [gate, up]), dtype)
 
 
 def test_gradcheck() -> None:

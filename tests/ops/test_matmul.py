@@ -91,7 +91,7 @@ def test_the_switch_turns_it_off_and_on_again(counted):
 
 @needs_onednn
 @pytest.mark.parametrize(("capability", "taken"), [("AVX512", True), ("AVX2", False)])
-def test_the_processor_decides_unless_it_is_said(monkeypatch, capability, taken):
+def test_the_processor_decides_unless_the_switch_is_set(monkeypatch, capability, taken):
     calls = _count(monkeypatch)
     matmul.by_default.cache_clear()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
@@ -127,7 +127,7 @@ def test_the_processor_decides_unless_it_is_said(monkeypatch, capability, taken)
     ],
     ids=["narrowing", "widening", "narrowing, transposed", "widening, transposed", "narrow, transposed", "small"],
 )
-def test_large_weights_are_taken_on_any_processor_but_for_the_transposed_that_widen(monkeypatch, shape, transposed, taken):
+def test_large_weights_use_onednn_on_any_processor_unless_transposed_and_widening(monkeypatch, shape, transposed, taken):
     calls = _count(monkeypatch)
     monkeypatch.setattr(matmul, "by_default", lambda: False)
     monkeypatch.setattr(matmul, "LARGE", 40 * 48)

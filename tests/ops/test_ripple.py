@@ -1,4 +1,4 @@
-"""Proposition 1: the bound holds for random nets, and the aligned construction attains it."""
+"""Proposition 1: the bound holds for random networks, and the aligned construction attains it."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ def spectral(matrix: torch.Tensor) -> float:
 
 
 @given(st.integers(1, 64), st.floats(0.01, 2), st.sampled_from([0.5, 1.0, 4.0]), st.integers(2, 12))
-def test_the_aligned_construction_attains_it(layers: int, m: float, eta: float, width: int) -> None:
+def test_the_aligned_construction_attains_the_bound(layers: int, m: float, eta: float, width: int) -> None:
     u = torch.nn.functional.normalize(torch.ones(width, 1, dtype=torch.float64), dim=0)
     W, A, B = torch.eye(width, dtype=torch.float64), u.mT, m * u
     bound = ripple_bound([spectral(W)] * layers, [low_rank_norm(A, B)] * layers, eta)
@@ -30,13 +30,13 @@ def test_the_aligned_construction_attains_it(layers: int, m: float, eta: float, 
     assert bound.log_base == pytest.approx(0)
 
 
-def test_the_number_of_the_method_page() -> None:
+def test_the_growth_of_64_layers() -> None:
     """m = .1, eta = 4, L = 64: 2.3e9."""
     assert ripple_bound([1.0] * 64, [0.1] * 64, 4.0).growth == pytest.approx(2.3e9, rel=0.03)
 
 
 @given(st.integers(1, 8), st.integers(0, 10_000), st.sampled_from([0.25, 1.0, 3.0]))
-def test_random_nets_stay_below_it(layers: int, seed: int, eta: float) -> None:
+def test_random_networks_stay_below_the_bound(layers: int, seed: int, eta: float) -> None:
     g = torch.Generator().manual_seed(seed)
     sizes = torch.randint(2, 9, (layers + 1,), generator=g).tolist()
     x = torch.randn(sizes[0], generator=g, dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_random_nets_stay_below_it(layers: int, seed: int, eta: float) -> None:
     assert math.log(float(x.norm()) / start) <= bound.log_product + 1e-9 <= bound.log_mean + 1e-6
 
 
-def test_it_does_not_overflow() -> None:
+def test_logarithms_do_not_overflow() -> None:
     bound = ripple_bound([1.0] * 1000, [9.0] * 1000)
     assert bound.growth == math.inf
     assert bound.log_product == pytest.approx(1000 * math.log(10))

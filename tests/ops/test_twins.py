@@ -1,4 +1,4 @@
-"""Every fast operation against its slow twin: each named gradient apart, over dtypes, shapes and members."""
+"""Every fast operation against its slow twin: each gradient separately, over dtypes, shapes and gradient adaptors."""
 
 import pytest
 import torch
@@ -41,14 +41,14 @@ def test_branch_with_a_constant_factor(case: Case, gradient: str) -> None:
 
 
 def rounded(case: Case, dtype: torch.dtype) -> Case:
-    """The case with inputs that are representable in dtype; the twin computes from them in float64."""
+    """The case with inputs rounded to dtype; the twin computes with them in float64."""
     return Case(case.name, case.fast, case.slow, {k: v.to(dtype).double() for k, v in case.tensors.items()}, case.rest)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("case", DELTA, ids=str)
 @pytest.mark.parametrize("scaling", [1.0, 2.5])
-def test_delta_agrees_with_its_twin(case: Case, scaling: float, dtype: torch.dtype) -> None:
+def test_delta_weight_agrees_with_its_twin(case: Case, scaling: float, dtype: torch.dtype) -> None:
     settings, case = {"eta": 1.7, "scaling": scaling}, rounded(case, dtype)
     assert_same(run(case.fast, case, dtype, **settings), run(case.slow, case, torch.float64, **settings), TOLERANCE[dtype])
 

@@ -4,7 +4,7 @@ It is a `peft.LoraConfig`, so `get_peft_model`, transformers' `add_adapter` and 
 that ALLoRA does not have (alpha, dropout, rsLoRA, DoRA, ...) cannot be set. On disk it is a stock LoRA configuration
 (`adapter_config.json`, with `lora_alpha == r`) and a file beside it that only training reads (`sidecar.py`).
 
-Foreign private API used here: `LoraConfig._custom_modules`, PEFT's hook for layers of one's own.
+Foreign private API used here: `LoraConfig._custom_modules`, PEFT's hook for custom layers.
 """
 
 from __future__ import annotations

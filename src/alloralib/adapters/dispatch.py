@@ -28,12 +28,6 @@ _LAYERS: dict[type[nn.Module], type[Any]] = {
 _SCALED_EMBEDDINGS = ("Gemma2TextScaledWordEmbedding", "Gemma3TextScaledWordEmbedding", "Gemma3nTextScaledWordEmbedding")
 
 
-def _layer_class(base: nn.Module) -> type[Any] | None:
-    if type(base).__name__ in _SCALED_EMBEDDINGS:
-        return Embedding
-    return _LAYERS.get(type(base))
-
-
 def build_layer(target: nn.Module, adapter_name: str, config: Any, **kwargs: Any) -> nn.Module:
     """Our LoRA layer around `target`. PEFT calls this for every targeted module (`LoraConfig._custom_modules`).
 
@@ -53,7 +47,8 @@ def build_layer(target: nn.Module, adapter_name: str, config: Any, **kwargs: Any
     layer_class = quantized.layer_class(base, name) if parameter_name is None else ParamWrapper
     if layer_class is not None and layer_class is not ParamWrapper:
         return layer_class(target, adapter_name, config=config, **kwargs)
-    layer_class = layer_class or _layer_class(base)
+    if layer_class is None:
+        layer_class = Embedding if type(base).__name__ in _SCALED_EMBEDDINGS else _LAYERS.get(type(base))
     if layer_class is None or type(weight) not in (nn.Parameter, Tensor) or not weight.is_floating_point():
         known = ", ".join(sorted(c.__name__ for c in _LAYERS))
         raise LayerError(

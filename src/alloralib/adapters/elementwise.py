@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -76,27 +77,13 @@ def _norm_of(cls: Any) -> Any:
     return forward
 
 
-class _Stub:
-    """An MLP with three made-up layers, to see what its forward pass does with them without its weights."""
-
-    def __init__(self, mlp: Any) -> None:
-        self.act_fn = mlp.act_fn
-
-    def gate_proj(self, x: Tensor) -> Tensor:
-        return x + 1
-
-    def up_proj(self, x: Tensor) -> Tensor:
-        return x * 2
-
-    def down_proj(self, x: Tensor) -> Tensor:
-        return x - 3
-
-
 def _mlp(module: Any) -> Any:
     cls = type(module)
     if not all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
         return None
-    stub, probe = _Stub(module), torch.linspace(-3, 3, 8)
+    # the module's activation between three made-up layers shows what its forward pass does, without its weights
+    layers = {"gate_proj": lambda x: x + 1, "up_proj": lambda x: x * 2, "down_proj": lambda x: x - 3}
+    stub, probe = SimpleNamespace(act_fn=module.act_fn, **layers), torch.linspace(-3, 3, 8)
     return _mlp_of(cls) if _agree(lambda: cls.forward(stub, probe), lambda: _mlp_of(cls)(stub, probe)) else None
 
 

@@ -201,8 +201,7 @@ class ParamWrapper(AlloraLayer, peft_layers.ParamWrapper):
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
         rule = rule_of(config)
         if rule is not None:
-            variant = AlloraVariant(rule)
-            self.lora_variant[adapter_name] = variant
+            self.lora_variant[adapter_name] = variant = AlloraVariant(rule)
             variant.init(self, adapter_name)
 
     def get_delta_weight(self, adapter_name: str, *args: Any, **kwargs: Any) -> Tensor:

@@ -26,8 +26,6 @@ from .variants import AlloraVariant, LinearVariant
 
 KNOWN = "quantized Linear4bit and Linear8bitLt (bitsandbytes) and weight-only int8, intx and float8 (torchao)"
 
-_UNQUANTIZED = "leave this layer out of target_modules, or load the model unquantized"
-
 # torchao's tensors that can quantize the weight alone, and the attribute that is None if they do. With quantized activations
 # torchao has no backward pass: no gradient would reach the layers below.
 _TORCHAO_WEIGHT_ONLY = {
@@ -119,21 +117,13 @@ def _bitsandbytes_class(base: Any, name: str) -> type[Any] | None:
         if getattr(base.weight, "quant_state", None) is None:
             raise _refusal(base, name, "its weight is not quantized yet", "move the model to its device first: model.to('cpu')")
         if getattr(base.weight.quant_state, "packing_format_for_cpu", False):
-            raise _refusal(
-                base,
-                name,
-                "bitsandbytes has repacked its weight for inference on this CPU, and a repacked weight has no gradient",
-                "load the model again, and add the adapter before its first evaluation",
-            )
+            why = "bitsandbytes has repacked its weight for inference on this CPU, and a repacked weight has no gradient"
+            raise _refusal(base, name, why, "load the model again, and add the adapter before its first evaluation")
         return _bitsandbytes()[peft_bnb.Linear4bit]
     if type(base) is layers.Linear8bitLt:
         if base.weight.dtype != torch.int8 or base.state.has_fp16_weights:
-            raise _refusal(
-                base,
-                name,
-                "it keeps a 16-bit weight, or is not quantized yet",
-                "build it with has_fp16_weights=False and move the model to its device first: model.to('cpu')",
-            )
+            remedy = "build it with has_fp16_weights=False and move the model to its device first: model.to('cpu')"
+            raise _refusal(base, name, "it keeps a 16-bit weight, or is not quantized yet", remedy)
         return _bitsandbytes()[peft_bnb.Linear8bitLt]
     return None
 
@@ -141,19 +131,14 @@ def _bitsandbytes_class(base: Any, name: str) -> type[Any] | None:
 def _check_torchao(weight: Any, name: str) -> None:
     kind = type(weight).__name__
     if kind not in _TORCHAO_WEIGHT_ONLY:
-        raise _refusal(weight, name, f"it is not one of the tested kinds: {', '.join(_TORCHAO_WEIGHT_ONLY)}", _UNQUANTIZED)
+        remedy = "leave this layer out of target_modules, or load the model unquantized"
+        raise _refusal(weight, name, f"it is not one of the tested kinds: {', '.join(_TORCHAO_WEIGHT_ONLY)}", remedy)
     if getattr(weight, _TORCHAO_WEIGHT_ONLY[kind]) is not None:
-        raise _refusal(
-            weight,
-            name,
-            "it quantizes the activations too, which has no gradient in torchao: the layers below would not learn",
-            "quantize the weight alone (Int8WeightOnlyConfig, Float8WeightOnlyConfig, IntxWeightOnlyConfig)",
-        )
+        why = "it quantizes the activations too, which has no gradient in torchao: the layers below would not learn"
+        remedy = "quantize the weight alone (Int8WeightOnlyConfig, Float8WeightOnlyConfig, IntxWeightOnlyConfig)"
+        raise _refusal(weight, name, why, remedy)
 
 
 def _refusal(what: Any, name: str, why: str, remedy: str) -> LayerError:
-    return LayerError(
-        f"ALLoRA does not train on {type(what).__module__}.{type(what).__name__}: {why}",
-        where=f"layer {name!r}" if name else None,
-        remedy=remedy,
-    )
+    message = f"ALLoRA does not train on {type(what).__module__}.{type(what).__name__}: {why}"
+    return LayerError(message, where=f"layer {name!r}" if name else None, remedy=remedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ _FORMAT = 1
 
 def write_sidecar(rule: Rule, directory: str | os.PathLike[str]) -> None:
     """Write the rule to `directory`, beside PEFT's `adapter_config.json`."""
-    content = {"format": _FORMAT, "alloralib_version": __version__}
-    content |= {"method": rule.method, "eta": rule.eta, "apply_to": rule.apply_to}
+    content = {"format": _FORMAT, "alloralib_version": __version__, **asdict(rule)}
     write_text(Path(directory, SIDECAR), json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 

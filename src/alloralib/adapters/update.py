@@ -16,6 +16,7 @@ instead of training plain LoRA.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -35,14 +36,11 @@ _DECOUPLED = {"AdamW", "Adafactor", "Muon"}
 
 
 class _Step(NamedTuple):
-    """The state of one adapter of one layer before an optimizer's step."""
+    """What the step of one factor of one adapter is scaled by."""
 
-    A: Tensor | None  # views into the parameters; None if this optimizer does not hold them
-    B: Tensor | None
-    start_A: Tensor | None  # the weights that the gradient's step starts from: after decoupled weight decay
-    start_B: Tensor | None
-    s: Tensor  # (..., n1, 1)
-    ratio: Tensor  # (..., 1, 1), ||diag(s) B||_F / ||B||_F
+    weight: Tensor  # a view into the parameter
+    start: Tensor  # the weight that the gradient's step starts from: after decoupled weight decay
+    factor: Tensor  # s for B, (..., n1, 1); ||diag(s) B||_F / ||B||_F for A, (..., 1, 1)
 
 
 _layers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -66,19 +64,16 @@ def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for name, variant in layer.lora_variant.items():
             rule = getattr(variant, "rule", None)
             if rule is not None and rule.apply_to == "update":
-                step = _start(layer, name, rule.eta, optimizer, groups)
-                if step is not None:
-                    steps.append(step)
+                steps += _steps(layer, name, rule.eta, optimizer, groups)
     _pending[id(optimizer)] = steps
 
 
-def _start(layer: Any, name: str, eta: float, optimizer: Optimizer, groups: dict[int, Any]) -> _Step | None:
-    found = adapter_parameters(layer, name)
-    assert found is not None
-    group_A, group_B = (groups.get(id(parameter)) for parameter in found)
-    if group_A is None and group_B is None:
-        return None
-    if isinstance(found[1], DTensor):
+def _steps(layer: Any, name: str, eta: float, optimizer: Optimizer, groups: dict[int, Any]) -> Iterator[_Step]:
+    parameters = adapter_parameters(layer, name)
+    assert parameters is not None
+    if not any(id(parameter) in groups for parameter in parameters):
+        return
+    if isinstance(parameters[1], DTensor):
         raise LayerError(
             "apply_to='update' does not support sharded parameters", remedy="use apply_to='gradient', or train unsharded"
         )
@@ -86,23 +81,16 @@ def _start(layer: Any, name: str, eta: float, optimizer: Optimizer, groups: dict
     s = scale(adapter_row_norms(layer, name), eta).unsqueeze(-1)
     wide = B.to(s.dtype)
     norm = torch.linalg.matrix_norm(wide, keepdim=True)
-    return _Step(
-        A=None if group_A is None else A,
-        B=None if group_B is None else B,
-        start_A=None if group_A is None else A.to(s.dtype, copy=True).mul_(1 - _decay(optimizer, group_A)),
-        start_B=None if group_B is None else B.to(s.dtype, copy=True).mul_(1 - _decay(optimizer, group_B)),
-        s=s,
-        ratio=torch.where(norm > 0, torch.linalg.matrix_norm(s * wide, keepdim=True) / norm, eta),
-    )
+    ratio = torch.where(norm > 0, torch.linalg.matrix_norm(s * wide, keepdim=True) / norm, eta)
+    for parameter, weight, factor in zip(parameters, (A, B), (ratio, s), strict=True):
+        if group := groups.get(id(parameter)):
+            yield _Step(weight, weight.to(s.dtype, copy=True).mul_(1 - _decay(optimizer, group)), factor)
 
 
 @torch.no_grad()
 def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for step in _pending.pop(id(optimizer), []):
-        if step.A is not None and step.start_A is not None:
-            step.A.copy_(step.start_A + step.ratio * (step.A - step.start_A))
-        if step.B is not None and step.start_B is not None:
-            step.B.copy_(step.start_B + step.s * (step.B - step.start_B))
+    for weight, start, factor in _pending.pop(id(optimizer), []):
+        weight.copy_(start + factor * (weight - start))
 
 
 def _decay(optimizer: Optimizer, group: dict[str, Any]) -> float:

@@ -45,8 +45,7 @@ def find_converter(given: str | None = None) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    named = given or os.environ.get(CONVERTER_VARIABLE)
-    found = named or shutil.which(CONVERTER)
+    found = given or os.environ.get(CONVERTER_VARIABLE) or shutil.which(CONVERTER)
     if found is None or not Path(found).is_file():
         raise ConfigError(
             f"llama.cpp's {CONVERTER} was not found" if found is None else "no such file",

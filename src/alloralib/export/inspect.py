@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -182,9 +183,7 @@ def _factors(path: Path, tensors: dict[str, Tensor]) -> Iterator[tuple[str, tupl
         raise ModelError("it contains no factor A or B", where=str(path / WEIGHTS), remedy="give an adapter's directory")
     for name in sorted(sides, key=_natural):
         if sides[name].keys() != {"A", "B"}:
-            raise ModelError(
-                f"{name} has only one of its two factors", where=str(path / WEIGHTS), remedy="copy the adapter again"
-            )
+            raise ModelError(f"{name} has one factor only", where=str(path / WEIGHTS), remedy="copy the adapter again")
         yield name, (sides[name]["A"], sides[name]["B"])
 
 
@@ -226,7 +225,7 @@ def _matrices(A: Tensor, B: Tensor, r: int) -> tuple[Tensor, Tensor]:
 def _ripple(factors: dict[str, tuple[Tensor, Tensor]], layers: list[Layer], base: Path) -> dict[str, float]:
     weights: list[float] = []
     deltas: list[float] = []
-    with _Weights(base) as read:
+    with _weights(base) as read:
         for layer in layers:
             A, B = _matrices(*factors[layer.name], layer.r)
             weight = read(layer.name + ".weight") if A.dim() == 2 else None
@@ -239,14 +238,7 @@ def _ripple(factors: dict[str, tuple[Tensor, Tensor]], layers: list[Layer], base
             weights.append(_spectral_norm(weight))
             deltas.append(layer.scaling * low_rank_norm(A, B))
     bound = ripple_bound(weights, deltas)
-    return {
-        "layers": bound.layers,
-        "log_base": bound.log_base,
-        "log_product": bound.log_product,
-        "log_mean": bound.log_mean,
-        "mean_ratio": bound.mean_ratio,
-        "growth": bound.growth,
-    }
+    return asdict(bound) | {"growth": bound.growth}
 
 
 def _spectral_norm(weight: Tensor) -> float:
@@ -256,29 +248,22 @@ def _spectral_norm(weight: Tensor) -> float:
     return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt())
 
 
-class _Weights:
-    """The tensors in a model's directory by name, read one at a time."""
-
-    def __init__(self, base: Path) -> None:
-        files = sorted(base.glob("*.safetensors")) if base.is_dir() else []
-        if not files:
-            raise ModelError(
-                "it contains no .safetensors file", where=str(base), remedy="give the directory of a model saved as safetensors"
-            )
+@contextmanager
+def _weights(base: Path) -> Generator[Callable[[str], Tensor | None]]:
+    """Reads the tensors in a model's directory by name, one at a time; None for a name that is not there."""
+    files = sorted(base.glob("*.safetensors")) if base.is_dir() else []
+    if not files:
+        raise ModelError("it contains no .safetensors file", where=str(base), remedy="give a model saved as safetensors")
+    with ExitStack() as stack:
         try:
-            self._files: list[Any] = [safe_open(file, framework="pt") for file in files]
+            opened: list[Any] = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
         except (SafetensorError, OSError) as error:
             raise ModelError(f"damaged ({error})", where=str(base), remedy="copy the model again") from None
-        self._where = {key: file for file in self._files for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        file_of = {key: file for file in opened for key in file.keys()}  # noqa: SIM118 (not a mapping)
 
-    def __enter__(self) -> _Weights:
-        return self
+        def read(name: str) -> Tensor | None:
+            # a model saved without its head has no prefix ("bert.") in its names
+            key = next((k for k in (name, name.partition(".")[2]) if k in file_of), None)
+            return None if key is None else file_of[key].get_tensor(key)
 
-    def __exit__(self, *error: object) -> None:
-        for file in self._files:
-            file.__exit__(*error)
-
-    def __call__(self, name: str) -> Tensor | None:
-        # a model saved without its head has no prefix ("bert.") in its names
-        key = next((k for k in (name, name.partition(".")[2]) if k in self._where), None)
-        return None if key is None else self._where[key].get_tensor(key)
+        yield read

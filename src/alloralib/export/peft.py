@@ -40,5 +40,4 @@ def copy_adapter(adapter: Path, target: Path) -> None:
 
 def load_stock(base: Any, path: Path) -> PeftModel:
     """The adapter as PEFT alone loads it: stock LoRA layers, whatever `allora_config.json` says."""
-    config = LoraConfig.from_pretrained(str(path))
-    return PeftModel.from_pretrained(base, path, config=config).eval()
+    return PeftModel.from_pretrained(base, path, config=LoraConfig.from_pretrained(str(path))).eval()

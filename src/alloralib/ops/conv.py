@@ -57,8 +57,7 @@ class _LoraConv(torch.autograd.Function):
         with without_autocast(x.device.type):
             bottleneck = torch.convolution(x.to(dtype), A.to(dtype), None, *ctx.geometry)
             H = _rows(bottleneck)
-            f = H @ expand_groups(B, groups).to(dtype).mT
-            f = f if c == 1 else c * f
+            f = (H if c == 1 else c * H) @ expand_groups(B, groups).to(dtype).mT
         ctx.save_for_backward(x, A, B, H)
         return _images(f, bottleneck)
 

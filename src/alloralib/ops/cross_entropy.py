@@ -22,8 +22,6 @@ The label's own share is kept out of the sums: with q_n = sum_(v != y) exp Z_nv 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -50,15 +48,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         directions: list[Tensor] = []
         with without_autocast(x.device.type):
             W, b = weight.to(dtype), None if bias is None else bias.to(dtype)
-            for start, end in _row_pieces(len(x)):
-                X, y = x[start:end].to(dtype), labels[start:end]
+            pieces = max(1, -(-len(x) // ROWS))  # of about equal size; one piece may be empty
+            for X, y in zip(x.to(dtype).tensor_split(pieces), labels.tensor_split(pieces), strict=True):
                 softmax = _Softmax(y, _softmax_dtype(dtype))
                 total = X.new_zeros(X.shape, dtype=softmax.dtype) if ctx.needs_input_grad[0] else None
-                for first, last in _column_pieces(len(W), len(y), entries):
-                    Z = matmul.linear(X, W[first:last], None if b is None else b[first:last])
+                width = max(1, entries // max(1, len(y)))
+                for first in range(0, len(W), width):
+                    columns = slice(first, first + width)
+                    Z = matmul.linear(X, W[columns], None if b is None else b[columns])
                     exponentials, rescale = softmax.add(Z.to(softmax.dtype), first)
                     if total is not None:
-                        _add_product_(total.mul_(rescale), exponentials, W[first:last], dtype)
+                        _add_product_(total.mul_(rescale), exponentials, W[columns], dtype)
                 losses.append(softmax.loss())
                 if total is not None:
                     normalizer, missing = softmax.shares()
@@ -165,23 +165,3 @@ def _add_product_(total: Tensor, left: Tensor, weight: Tensor, dtype: torch.dtyp
 
 def _softmax_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _row_pieces(rows: int) -> Iterator[tuple[int, int]]:
-    """Start and end of pieces of about equal size, at least one, which may be empty.
-
-    >>> list(_row_pieces(ROWS + 1)), list(_row_pieces(0))
-    ([(0, 512), (512, 1025)], [(0, 0)])
-    """
-    count = max(1, -(-rows // ROWS))
-    return itertools.pairwise(rows * k // count for k in range(count + 1))
-
-
-def _column_pieces(columns: int, rows: int, entries: int) -> Iterator[tuple[int, int]]:
-    """Start and end of pieces of equal width, but for the last.
-
-    >>> list(_column_pieces(10, 2, 8))
-    [(0, 4), (4, 8), (8, 10)]
-    """
-    width = max(1, entries // max(1, rows))
-    return ((start, min(start + width, columns)) for start in range(0, columns, width))

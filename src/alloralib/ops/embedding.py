@@ -31,8 +31,7 @@ class _LoraEmbedding(torch.autograd.Function):
         flat = tokens.reshape(-1)
         with without_autocast(A.device.type):
             H = F.embedding(flat, A.mT)
-            f = H @ B.mT
-            f = f if c == 1 else c * f
+            f = (H if c == 1 else c * H) @ B.mT
         ctx.save_for_backward(flat, A, B, H)
         return f.view(*tokens.shape, B.shape[0])
 

@@ -44,10 +44,10 @@ class Method:
     """
 
     source: str
-    settings: frozenset[Setting]
-    output: OutputAdaptor
-    gradient: GradientAdaptor
-    mergeable: bool
+    settings: tuple[Setting, ...]
+    output: OutputAdaptor = "identity"
+    gradient: GradientAdaptor = "plain"
+    mergeable: bool = True
 
     @property
     def dropout(self) -> float:
@@ -60,26 +60,16 @@ class Method:
         return self.gradient == "plain" and self.output != "scaled"
 
 
-def _method(
-    source: str,
-    *settings: Setting,
-    output: OutputAdaptor = "identity",
-    gradient: GradientAdaptor = "plain",
-    mergeable: bool = True,
-) -> Method:
-    return Method(source, frozenset(settings), output, gradient, mergeable)
-
-
 METHODS: dict[str, Method] = {
-    "allora": _method("arXiv:2410.09692, section 4.2", "eta", "apply_to", gradient="row"),
-    "allora-d": _method("ALLoRA+D: arXiv:2410.09692, Tables 2, 3, 6", "eta", "apply_to", "dropout", gradient="row"),
-    "allora-od": _method("ALLoRA-OD: arXiv:2410.09692, section 4.3", "eta", gradient="entry"),
-    "asf-lora": _method("ASF-LoRA: arXiv:2410.09692, section 4.3", "eta", output="scaled", mergeable=False),
-    "lora-x-eta": _method("LoRA x eta: arXiv:2410.09692, section 4.3", "eta", "dropout", output="eta"),
-    "lora": _method("LoRA: arXiv:2106.09685", "dropout"),
-    "dora": _method("DoRA: arXiv:2402.09353", "dropout", output="magnitude"),
-    "rslora": _method("rank-stabilized LoRA: arXiv:2312.03732", "dropout"),
-    "lora-plus": _method("LoRA+: arXiv:2402.12354 (B learns 16 times as fast as A)", "dropout"),
-    "pissa": _method("PiSSA: arXiv:2404.02948", "dropout"),
+    "allora": Method("arXiv:2410.09692, section 4.2", ("eta", "apply_to"), gradient="row"),
+    "allora-d": Method("ALLoRA+D: arXiv:2410.09692, Tables 2, 3, 6", ("eta", "apply_to", "dropout"), gradient="row"),
+    "allora-od": Method("ALLoRA-OD: arXiv:2410.09692, section 4.3", ("eta",), gradient="entry"),
+    "asf-lora": Method("ASF-LoRA: arXiv:2410.09692, section 4.3", ("eta",), output="scaled", mergeable=False),
+    "lora-x-eta": Method("LoRA x eta: arXiv:2410.09692, section 4.3", ("eta", "dropout"), output="eta"),
+    "lora": Method("LoRA: arXiv:2106.09685", ("dropout",)),
+    "dora": Method("DoRA: arXiv:2402.09353", ("dropout",), output="magnitude"),
+    "rslora": Method("rank-stabilized LoRA: arXiv:2312.03732", ("dropout",)),
+    "lora-plus": Method("LoRA+: arXiv:2402.12354 (B learns 16 times as fast as A)", ("dropout",)),
+    "pissa": Method("PiSSA: arXiv:2404.02948", ("dropout",)),
 }
 """Every method by name, for `alloralib.make_config` and `allora train --method`."""

@@ -11,15 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class FastPaths:
-    """Which fast paths may be taken.
-
-    Attributes:
-        fused: a linear layer and its adapter in one autograd node.
-        chunked_loss: a language model's loss without its full logits.
-        packed: a batch's tokens without padding between attention layers.
-        elementwise: RMS norms and gates in one autograd node each, where `fuse_elementwise` has been called.
-        onednn: large float32 products on CPUs by oneDNN; None decides by processor and shape.
-    """
+    """Which fast paths may be taken; the attributes are the arguments of `fast_paths` (chunked_loss is its `logits`)."""
 
     fused: bool = True
     chunked_loss: bool = True

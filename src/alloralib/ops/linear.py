@@ -44,8 +44,7 @@ class _LoraLinear(torch.autograd.Function):
             X = in_dtype(x.reshape(-1, x.shape[-1]), dtype)
             H = matmul.linear(X, in_dtype(A, dtype))
             if W is None:
-                f = H @ in_dtype(B, dtype).mT
-                y = f if c == 1 else c * f
+                y = (H if c == 1 else c * H) @ in_dtype(B, dtype).mT
             else:
                 w = in_dtype(W, dtype)
                 y = matmul.linear(X, w.mT if fan_in_fan_out else w, None if b is None else in_dtype(b, dtype))

@@ -15,9 +15,6 @@ S is what the method does to the gradient, a constant of differentiation:
 Only what reaches A and B is scaled. The gradient that travels on to X is LoRA's own (section 4.2 of arXiv:2410.09692).
 """
 
-# pyright: reportConstantRedefinition=false
-# (the equations' symbols are capitals)
-
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -54,28 +51,20 @@ def lowrank_backward(
         eta: the scale at zero magnitude, > 0; ignored by "plain".
         need_X: whether the input of the layer needs a gradient.
     """
-    b = in_dtype(B, G.dtype)
+    cB = in_dtype(B if c == 1 else c * B, G.dtype)
     if gradient == "row":
-        s = row_scale(A, B, eta)  # (n1, 1), float32 or wider
-        sB = in_dtype(s * B, G.dtype)
-        dB = matmul.inner(G, H).mul_(in_dtype(s if c == 1 else c * s, G.dtype))
-        if need_X:  # G [diag(s) B | B]: the two uses of B in one product of width 2r
-            P_A, P_X = matmul.linear(G, torch.cat([sB, b], dim=1).mT).chunk(2, dim=1)
-        else:
-            P_A, P_X = matmul.linear(G, sB.mT), None
-    else:
-        GS = G if gradient == "plain" else G * _entry_scale(H, b, c, eta)
-        dB = matmul.inner(GS, H)
-        if c != 1:
-            dB = c * dB
-        P_A = matmul.linear(GS, b.mT)
-        P_X = None if not need_X else P_A if GS is G else matmul.linear(G, b.mT)
-    if c != 1:
-        P_A, P_X = c * P_A, None if P_X is None else c * P_X
-    return LowRankGrads(dB, P_A, P_X)
-
-
-def _entry_scale(H: Tensor, B: Tensor, c: float, eta: float) -> Tensor:
-    """scale(|f|) entry by entry: (N, n1) in the dtype of H, computed in float32 or wider."""
-    f = c * (H @ B.mT).to(torch.promote_types(H.dtype, torch.float32))
-    return scale(f.abs(), eta).to(H.dtype)
+        cs = row_scale(A, B, eta) if c == 1 else c * row_scale(A, B, eta)  # c diag(s): (n1, 1), float32 or wider
+        csB = in_dtype(cs * B, G.dtype)
+        dB = matmul.inner(G, H).mul_(in_dtype(cs, G.dtype))
+        if not need_X:
+            return LowRankGrads(dB, matmul.linear(G, csB.mT), None)
+        P = matmul.linear(G, torch.cat([csB, cB], dim=1).mT)  # c G [diag(s) B | B]: one product for the two uses of B
+        return LowRankGrads(dB, *P.chunk(2, dim=1))
+    scaled = G  # G S
+    if gradient == "entry":
+        f = (H @ cB.mT).to(torch.promote_types(G.dtype, torch.float32))
+        scaled = G * in_dtype(scale(f.abs(), eta), G.dtype)
+    dB = matmul.inner(scaled, H)
+    P_A = matmul.linear(scaled, cB.mT)
+    P_X = None if not need_X else P_A if scaled is G else matmul.linear(G, cB.mT)
+    return LowRankGrads(dB if c == 1 else c * dB, P_A, P_X)

@@ -1,4 +1,4 @@
-"""Adapters on disk: stock LoRA for everyone else, ALLoRA again for training."""
+"""Adapters on disk: stock LoRA for other programs, ALLoRA when training continues."""
 
 import json
 import subprocess
@@ -73,7 +73,7 @@ def test_stock_peft_without_alloralib_computes_the_same_logits(tmp_path, method:
 
 
 def test_stock_peft_refuses_what_it_cannot_compute(tmp_path) -> None:
-    """ASF-LoRA is no LoRA at inference: PEFT alone must fail on it, and not load something else."""
+    """ASF-LoRA is not LoRA at inference: PEFT alone must refuse it instead of loading something else."""
     _, path = saved(tmp_path, "asf-lora", rank_pattern={})
     llama().save_pretrained(tmp_path / "base")
     done = subprocess.run(
@@ -102,7 +102,7 @@ def test_loading_restores_the_method(tmp_path, method: str, trainable: bool) -> 
         assert not any(p.requires_grad for p in again.parameters())
 
 
-def test_training_goes_on_by_the_rule(tmp_path) -> None:
+def test_training_continues_with_the_rule(tmp_path) -> None:
     _, path = saved(tmp_path, eta=1.7, rank_pattern={})
     again = PeftModel.from_pretrained(llama(), path, is_trainable=True).eval()
     twin = lora_twin(llama(), again)
@@ -155,3 +155,15 @@ def test_equal_adapters_are_equal_files(tmp_path) -> None:
         subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONHASHSEED": seed, "PATH": ""}, timeout=300)
         contents.append((tmp_path / seed / "adapter_config.json").read_bytes())
     assert contents[0] == contents[1]
+
+
+def test_any_import_of_the_package_installs_the_hooks() -> None:
+    code = (
+        "import alloralib.adapters.targets\n"
+        "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as registry\n"
+        "from peft.tuners.lora import LoraModel\n"
+        "assert registry['LORA'].__module__ == registry['ASF-LORA'].__module__ == 'alloralib.adapters.peft_hooks'\n"
+        "assert hasattr(LoraModel._create_and_replace, '__wrapped__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
