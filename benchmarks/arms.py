@@ -20,8 +20,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from alloralib import AlloraConfig, fast_paths, fuse_elementwise
-from alloralib.cli.memory import keep_freed_memory
 from alloralib.evaluation.next_token import score_next_tokens
+from alloralib.training.memory import keep_freed_memory
 
 Batch = dict[str, Any]
 HEADS = ("lm_head", "classifier", "score")

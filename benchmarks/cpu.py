@@ -3,7 +3,7 @@
 The products are those of SmolLM2's layers, of its adapters and of wider layers, by torch's default and by oneDNN
 (`alloralib.ops.matmul`), in turns. Each call takes another weight, so that none waits in a cache, as in a step. What freed
 memory costs is seen in fresh processes, in turns, which take training steps of a stack of four layers with glibc's defaults
-and with what the `allora` command tells it (`alloralib.cli.memory`).
+and with what the `allora` command tells it (`alloralib.training.memory`).
 
     python -m benchmarks.cpu
 """
@@ -36,9 +36,9 @@ def products(rounds: int) -> list[dict[str, Any]]:
     """Seconds of Y = X W^T, of G W and, where W is narrow, of the sum over the tokens G^T X, for every shape, each way."""
     import torch
 
-    from alloralib.cli.memory import keep_freed_memory
     from alloralib.ops.fast_paths import fast_paths
     from alloralib.ops.matmul import inner, linear
+    from alloralib.training.memory import keep_freed_memory
 
     def by(wanted: bool, take: Callable[[], Any]) -> None:
         with fast_paths(onednn=wanted):
@@ -67,7 +67,7 @@ def products(rounds: int) -> list[dict[str, Any]]:
 def steps_in_a_process(keep: bool, rounds: int) -> list[float]:
     """Seconds of training steps in this process, the first of which are not counted."""
     if keep:
-        from alloralib.cli.memory import keep_freed_memory
+        from alloralib.training.memory import keep_freed_memory
 
         if not keep_freed_memory():
             raise SystemExit("this C library is not told: only glibc is, and no MALLOC_ variable may be set")

@@ -145,7 +145,7 @@ def evaluate(name: str, adapter: Path, test: Path, model: str) -> dict[str, floa
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from alloralib.evaluation.choice import choose
+    from alloralib.evaluation.choice import evaluate_choices
     from alloralib.evaluation.generation import generate_answers
     from alloralib.evaluation.metrics import exact_match
     from alloralib.training.models import load_tokenizer
@@ -161,7 +161,7 @@ def evaluate(name: str, adapter: Path, test: Path, model: str) -> dict[str, floa
     else:
         choices = [row["choices"] for row in rows]
         answers = [c.index(row["completion"]) for c, row in zip(choices, rows, strict=True)]
-        metrics, key = choose(tuned, tokenizer, prompts, choices, answers, batch_size=16).metrics, "accuracy"
+        metrics, key = evaluate_choices(tuned, tokenizer, prompts, choices, answers, batch_size=16).metrics, "accuracy"
     return {"accuracy": metrics[key], "low": metrics[f"{key}_low"], "high": metrics[f"{key}_high"]}
 
 

@@ -83,11 +83,11 @@ def trained(lengths: list[int]) -> dict[str, Any]:
 def evaluated(known: Any, rows: Any, tokenizer: Any) -> dict[str, float]:
     """Padding of the test rows as they are answered."""
     from alloralib.data.choices import questions
-    from alloralib.evaluation.answers import MOST_PADDING, longest_first
+    from alloralib.evaluation.batching import MAX_PADDING, longest_first
 
     if known.kind != "multiple-choice":
         lengths = token_counts(known, rows, tokenizer)
-        return {"test": added(lengths, longest_first(lengths, BATCH_SIZE, most_padding=MOST_PADDING))}
+        return {"test": added(lengths, longest_first(lengths, BATCH_SIZE, max_padding=MAX_PADDING))}
     asked = questions(rows, known.columns)
     prompts = [len(ids) for ids in tokenizer([q.prompt for q in asked])["input_ids"]]
     rest = [[len(ids) - 1 for ids in tokenizer([*q.choices], add_special_tokens=False)["input_ids"]] for q in asked]

@@ -1,8 +1,10 @@
 """No hub, no window, no clock: what every test starts from."""
 
 import csv
+import gc
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,6 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: next((i for i, start in enumerate(LONG) if item.nodeid.startswith(start)), len(LONG)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _freeze_imported_modules() -> None:
+    """Keep imported modules out of garbage collection, which accelerate starts after every training: it took .5 s each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> str:
     """The directory of a random two-layer Llama with a word-level tokenizer, quick enough for a run per test."""
@@ -57,3 +66,14 @@ def write_reviews(path: Path) -> Path:
             text = " ".join([*rng.sample(WORDS[10:], rng.randint(3, 7)), verdict])
             writer.writerow([text, "pos" if good else "neg", text, " fine" if good else " poor"])
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, tiny_llama) -> Callable[[str], Path]:
+    """The directory of a finished run by its name in `tests/trained.py`. It is for reading: copy it to change it."""
+    from .trained import train_once
+
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base  # one for all workers
+    (root / "trained").mkdir(exist_ok=True)
+    return lambda name: train_once(name, root / "trained", tiny_llama)

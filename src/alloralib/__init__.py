@@ -29,18 +29,21 @@ if TYPE_CHECKING:
     from .errors import AlloraError
     from .ops.scale import row_norms, scale
     from .training import RunConfig, train
+    from .training.open_run import OpenRun, open_run
 
 _WHERE = {
     "AlloraConfig": "adapters",
     "AlloraError": "errors",
     "VariantConfig": "adapters",
     "METHODS": "adapters",
+    "OpenRun": "training.open_run",
     "RunConfig": "training",
     "enable_allora": "adapters",
     "fast_paths": "adapters",
     "fuse_elementwise": "adapters.elementwise",
     "load_config": "adapters",
     "make_config": "adapters",
+    "open_run": "training.open_run",
     "optimizer_groups": "adapters",
     "row_norms": "ops.scale",
     "scale": "ops.scale",
@@ -51,6 +54,7 @@ __all__ = [
     "AlloraConfig",
     "AlloraError",
     "VariantConfig",
+    "OpenRun",
     "RunConfig",
     "__version__",
     "enable_allora",
@@ -58,6 +62,7 @@ __all__ = [
     "fuse_elementwise",
     "load_config",
     "make_config",
+    "open_run",
     "optimizer_groups",
     "row_norms",
     "scale",

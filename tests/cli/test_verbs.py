@@ -1,11 +1,9 @@
-"""The verbs that come after training, on small runs laid out by hand, and every mistake they have to explain."""
+"""The commands that take a run, on small runs made by hand, and every mistake that they explain."""
 
 import argparse
 import json
-import re
 import subprocess
 import sys
-import warnings
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from alloralib import make_config
-from alloralib.cli.main import VERBS, main
+from alloralib.cli.main import VERBS, build_parser, main
 from alloralib.export.inspect import inspect_adapter
 from alloralib.ops.scale import row_norms, scale
 from alloralib.records import RunRecord
@@ -22,17 +20,11 @@ from alloralib.training.config import RunConfig
 
 from ..adapters.models import randomise
 from ..conftest import WORDS
-
-
-@pytest.fixture(autouse=True)
-def _warnings():
-    """The verbs' silence ends with the test."""
-    with warnings.catch_warnings():
-        yield
+from .commands import json_of, refused
 
 
 def lay_out(directory, base: str, task: str, data, *, method="allora", trained=True, record=True, **columns):
-    """What a run leaves behind."""
+    """Write the files of a run, without training."""
     settings = {"task": task, "model": base, "data": str(data), "output_dir": str(directory), "method": method}
     settings |= {"test_share": 0.5, "test_rows": 20} | columns
     config = RunConfig.of(settings)
@@ -71,30 +63,12 @@ def writer(tmp_path, tiny_llama, reviews) -> str:
     return str(tmp_path / "run")
 
 
-def refused(words: list[str], tmp_path, capsys, match: str) -> None:
-    """The command ends with code 2, a message, no traceback, and nothing written."""
-    before = {str(p) for p in tmp_path.rglob("*")}
-    capsys.readouterr()
-    assert main(words) == 2
-    message = capsys.readouterr().err
-    assert re.search(match, message), message
-    assert "Traceback" not in message
-    assert "remedy" in message
-    assert {str(p) for p in tmp_path.rglob("*")} == before
-
-
-def said(capsys, words: list[str]) -> dict:
-    capsys.readouterr()
-    assert main([*words, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
 # evaluate
 
 
 def test_evaluate_a_classifier(classifier, tmp_path, capsys) -> None:
     items = tmp_path / "items.jsonl"
-    found = said(capsys, ["evaluate", classifier, "--items", str(items)])
+    found = json_of(capsys, ["evaluate", classifier, "--items", str(items)])
     assert (found["rows"], found["task"]) == (20, "classification")
     rows = [json.loads(line) for line in items.read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(20))
@@ -113,29 +87,29 @@ def test_evaluate_a_classifier(classifier, tmp_path, capsys) -> None:
 
 
 def test_evaluate_a_file_takes_all_its_rows(classifier, tmp_path, reviews, capsys) -> None:
-    assert said(capsys, ["evaluate", classifier, "--data", str(reviews)])["rows"] == 60
-    assert said(capsys, ["evaluate", classifier, "--data", str(reviews), "--rows", "7"])["rows"] == 7
+    assert json_of(capsys, ["evaluate", classifier, "--data", str(reviews)])["rows"] == 60
+    assert json_of(capsys, ["evaluate", classifier, "--data", str(reviews), "--rows", "7"])["rows"] == 7
 
 
 def test_evaluate_an_adapter_without_a_record(tmp_path, tiny_llama, reviews, capsys) -> None:
     lay_out(tmp_path / "run", tiny_llama, "classification", reviews, record=False)
     words = ["evaluate", str(tmp_path / "run"), "--data", str(reviews), "--model", tiny_llama]
-    found = said(capsys, words)
+    found = json_of(capsys, words)
     assert found["rows"] == 60
-    refused(words[:2], tmp_path, capsys, "give --data")
+    refused(words[:2], tmp_path, capsys, r"give data \(--data\)")
     one = tmp_path / "one.csv"
     one.write_text("text,label\ngood film,pos\n")
     refused(["evaluate", str(tmp_path / "run"), "--data", str(one)], tmp_path, capsys, "one class only")
 
 
 def test_evaluate_language(writer, tmp_path, capsys) -> None:
-    found = said(capsys, ["evaluate", writer, "--items", str(tmp_path / "items.jsonl"), "--generate"])
+    found = json_of(capsys, ["evaluate", writer, "--items", str(tmp_path / "items.jsonl"), "--generate"])
     rows = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
     assert found["tuned"]["tokens"] == 40  # the completion's word and the end of text, 20 times
     total = sum(row["tuned"]["loss"] * row["tuned"]["tokens"] for row in rows)
     assert found["tuned"]["loss"] == pytest.approx(total / 40)
     assert found["tuned"]["exact_match"] == sum(row["tuned"]["correct"] for row in rows) / 20
-    found = said(capsys, ["evaluate", writer])
+    found = json_of(capsys, ["evaluate", writer])
     assert found["paired"]["lower"] + found["paired"]["higher"] == 20
     assert main(["evaluate", writer]) == 0
     assert "sign test" in capsys.readouterr().out
@@ -147,7 +121,7 @@ def test_evaluate_multiple_choice(tmp_path, tiny_llama, capsys) -> None:
             for i, w in enumerate(["film", "plot", "actor", "music"] * 6)]  # fmt: skip
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     lay_out(tmp_path / "run", tiny_llama, "multiple-choice", data)
-    found = said(capsys, ["evaluate", str(tmp_path / "run"), "--generate"])
+    found = json_of(capsys, ["evaluate", str(tmp_path / "run"), "--generate"])
     assert found["base"]["chance"] == pytest.approx(1 / 3)
     assert {"accuracy", "accuracy_per_token", "accuracy_generated"} <= found["tuned"].keys()
 
@@ -169,9 +143,9 @@ def chat(tmp_path, tiny_llama) -> str:
 
 
 def test_evaluate_and_generate_chat(chat, capsys) -> None:
-    found = said(capsys, ["evaluate", chat, "--generate"])
+    found = json_of(capsys, ["evaluate", chat, "--generate"])
     assert {"loss", "exact_match"} <= found["tuned"].keys()
-    found = said(capsys, ["generate", chat, "--prompt", "good", "--system", "bad", "--max-new-tokens", "3"])
+    found = json_of(capsys, ["generate", chat, "--prompt", "good", "--system", "bad", "--max-new-tokens", "3"])
     assert found.keys() == {"prompt", "base", "tuned"}
 
 
@@ -182,7 +156,7 @@ def test_evaluate_and_generate_chat(chat, capsys) -> None:
         (["--split", "tset"], "use train, validation or test"),
         (["--split", "validation"], "no part 'validation'"),
         (["--items", "/nowhere/at/all.jsonl"], "no such directory"),
-        (["--generate"], "generates nothing"),
+        (["--generate"], "generates no text"),
         (["--task", "clasification"], "did you mean 'classification'"),
         (["--dtype", "float8"], "float32"),
         (["--itmes", "x"], "did you mean '--items'"),
@@ -208,7 +182,7 @@ def test_lm_eval_is_an_extra(writer, tmp_path, capsys, monkeypatch) -> None:
         "doc_to_target": "{{a}}", "metric_list": [{"metric": "acc"}],
     }  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(json.dumps(task))
-    found = said(capsys, ["evaluate", writer, "--lm-eval", str(tmp_path / "tiny.yaml")])
+    found = json_of(capsys, ["evaluate", writer, "--lm-eval", str(tmp_path / "tiny.yaml")])
     assert found["lm_eval"]["tuned"]["tiny"]["acc"] == 0.5  # one question, both answers right in turn
 
 
@@ -216,7 +190,7 @@ def test_lm_eval_is_an_extra(writer, tmp_path, capsys, monkeypatch) -> None:
 
 
 def test_generate(writer, tmp_path, capsys) -> None:
-    found = said(capsys, ["generate", writer, "--prompt", "good film", "--max-new-tokens", "4"])
+    found = json_of(capsys, ["generate", writer, "--prompt", "good film", "--max-new-tokens", "4"])
     assert found["prompt"] == "good film"
     (tmp_path / "words.txt").write_text("\n".join(WORDS))
     capsys.readouterr()
@@ -239,7 +213,7 @@ def test_generate(writer, tmp_path, capsys) -> None:
         (["--prompt", "x", "--temperature", "-1"], "at least 0"),
         (["--prompt", "x", "--temperature", "nan"], "at least 0"),
         (["--prompt", "x", "--max-new-tokens", "0"], "at least 1"),
-        (["--prompt", "x", "--system", "y"], "--system has no meaning"),
+        (["--prompt", "x", "--system", "y"], "has no meaning for task causal-lm"),
     ],
 )
 def test_generate_mistakes(writer, tmp_path, capsys, words, match) -> None:
@@ -247,7 +221,7 @@ def test_generate_mistakes(writer, tmp_path, capsys, words, match) -> None:
 
 
 def test_bad_prompt_files_and_the_wrong_kind_of_run(classifier, tmp_path, capsys) -> None:
-    refused(["generate", classifier, "--prompt", "x"], tmp_path, capsys, "says nothing")
+    refused(["generate", classifier, "--prompt", "x"], tmp_path, capsys, "generates no text")
     bad = tmp_path / "bad.jsonl"
     for content, match in ((b'{"prompt": "a"}\n{"promt": "b"}\n', "line 2"), (b"\xff\n", "UTF-8"), (b"\n", "no prompts")):
         bad.write_bytes(content)
@@ -269,12 +243,12 @@ def test_merge(writer, tmp_path, capsys, tiny_llama) -> None:
 
 
 def test_export(classifier, tmp_path, capsys, reviews) -> None:
-    found = said(capsys, ["export", classifier, "--format", "peft", "--output", str(tmp_path / "clean")])
+    found = json_of(capsys, ["export", classifier, "--format", "peft", "--output", str(tmp_path / "clean")])
     assert found["compared_on"] == "8 test rows"
     assert found["difference"] <= found["tolerance"]
     assert not (tmp_path / "clean" / "record.json").exists()
-    reviews.unlink()  # the data is gone: the proof goes on with built-in sentences
-    found = said(capsys, ["export", classifier, "--format", "merged", "--output", str(tmp_path / "merged")])
+    reviews.unlink()  # without the data, logits are compared on built-in sentences
+    found = json_of(capsys, ["export", classifier, "--format", "merged", "--output", str(tmp_path / "merged")])
     assert found["compared_on"] == "built-in sentences"
 
 
@@ -302,7 +276,7 @@ def test_what_cannot_be_merged(tmp_path, capsys, tiny_llama, reviews, settings, 
 
 
 def test_inspect(writer, tmp_path, capsys, tiny_llama) -> None:
-    found = said(capsys, ["inspect", writer, "--model", tiny_llama, "--picture", str(tmp_path / "norms.png")])
+    found = json_of(capsys, ["inspect", writer, "--model", tiny_llama, "--picture", str(tmp_path / "norms.png")])
     assert (found["method"], found["r"], found["eta"], found["trained"]) == ("allora", 4, 2.0, True)
     assert (tmp_path / "norms.png").read_bytes().startswith(b"\x89PNG")
     tensors = load_file(tmp_path / "run" / "adapter_model.safetensors")
@@ -430,9 +404,17 @@ def test_help_of_every_verb_loads_no_torch() -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_every_flag_is_known_to_the_nearest_name() -> None:
+def test_the_nearest_flag_is_looked_for_among_the_flags_of_the_verb() -> None:
     for name, verb in VERBS.items():
         parser = argparse.ArgumentParser()
         verb.add_arguments(parser)
-        declared = {word for action in parser._actions for word in action.option_strings if word.startswith("--")} - {"--help"}
-        assert declared == set(verb.flags()), name
+        declared = {word for action in parser._actions for word in action.option_strings if word.startswith("--")}
+        assert set(build_parser(name)[1][name].flags()) == declared, name
+
+
+def test_freed_memory_is_kept_before_a_verb_runs(monkeypatch, capsys) -> None:
+    printed_before = []
+    monkeypatch.setattr("alloralib.cli.main.keep_freed_memory", lambda: printed_before.append(capsys.readouterr().out))
+    assert main(["tasks"]) == 0
+    assert printed_before == [""]
+    assert capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Two identical arms are rarely called different, a planted difference is found, and a verdict follows its interval."""
+"""Identical methods are rarely called different, a planted difference is found, and a verdict agrees with its interval."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def not_too_often(count: int) -> bool:
 
 
 def seeds_like(rng, shift=0.0, n=5):
-    """Accuracies of n seeds: the seed's own luck is shared by both arms, the rest is theirs."""
+    """Accuracies of n seeds: the effect of the seed is shared by both arms, the noise is not."""
     shared = rng.normal(80, 2, n)
     return shared + rng.normal(shift, 0.5, n), shared + rng.normal(0, 0.5, n)
 
@@ -30,8 +30,8 @@ def test_identical_arms_over_seeds(test, n) -> None:
 
 
 @pytest.mark.parametrize("n", [3, 5, 8])
-def test_of_identical_arms_none_is_called_better(n) -> None:
-    """What a study calls: "a is better than b". It says so of at most 5 % of 400 pairs of identical arms."""
+def test_identical_arms_are_rarely_called_better(n) -> None:
+    """The claim "a is better than b" is confirmed for at most 5 % of 400 pairs of identical arms."""
     rng = np.random.default_rng(5)
     intervals = [interval(np.subtract(*seeds_like(rng, n=n))) for _ in range(SIMULATIONS)]
     assert sum(verdict(low, high, above=0) == "confirmed" for low, high in intervals) <= 0.05 * SIMULATIONS
@@ -39,7 +39,7 @@ def test_of_identical_arms_none_is_called_better(n) -> None:
 
 
 def test_after_holm_a_table_of_identical_arms_is_rarely_called_different() -> None:
-    """Twelve cells of a table, each tested: one of them is called different in about 5 % of tables, without Holm in half."""
+    """A table of twelve comparisons has a significant one in about 5 % of all tables; without Holm in almost half of them."""
     rng = np.random.default_rng(6)
     tables = [[compare(*seeds_like(rng)).p for _ in range(12)] for _ in range(SIMULATIONS)]
     assert not_too_often(sum(min(holm(p)) < 0.05 for p in tables))
@@ -47,17 +47,17 @@ def test_after_holm_a_table_of_identical_arms_is_rarely_called_different() -> No
 
 
 def test_identical_arms_over_items() -> None:
-    """100 skewed values: the BCa interval of 95 % misses zero hardly more often than it says."""
+    """100 skewed values: the 95 % BCa interval misses zero in about 5 %."""
     rng = np.random.default_rng(1)
     missed = 0
     for i in range(SIMULATIONS):
         low, high = interval(rng.exponential(1, 100) - rng.exponential(1, 100), seed=i)
         missed += not low <= 0 <= high
-    assert missed <= stats.binom.ppf(0.999, SIMULATIONS, 0.06)  # the bootstrap's own error at n = 100 is up to a percent
+    assert missed <= stats.binom.ppf(0.999, SIMULATIONS, 0.06)  # at n = 100 the bootstrap's coverage is up to a percent too low
 
 
 def crossed(rng, gain=0.0, seeds=5, items=200):
-    """Right or wrong by seed and item: items are hard or easy, seeds lucky or not, each arm's luck its own."""
+    """Right or wrong by seed and item: items differ in difficulty, seeds in luck, separately for each arm."""
     hard = rng.normal(0, 1.5, items)
     luck = rng.normal(0, 0.15, (2, seeds, 1))
     return [
@@ -69,7 +69,7 @@ def test_identical_arms_over_seeds_and_items() -> None:
     rng = np.random.default_rng(2)
     found = [compare_crossed(*crossed(rng)) for _ in range(SIMULATIONS)]
     assert not_too_often(sum(c.p < 0.05 for c in found))
-    assert sum(c.p < 0.05 for c in found) >= 3  # and it is not merely blind
+    assert sum(c.p < 0.05 for c in found) >= 3  # and the test has power
 
 
 def test_planted_differences_are_found() -> None:
@@ -81,8 +81,8 @@ def test_planted_differences_are_found() -> None:
     assert sum(c.p < 0.05 for c in over_both) >= 90
 
 
-def test_pairing_is_what_finds_it() -> None:
-    """The same two arms with the pairs broken: the shared luck hides the difference."""
+def test_pairing_gives_the_power() -> None:
+    """With broken pairs, the shared effect of the seeds hides the difference."""
     rng = np.random.default_rng(4)
     arms = [seeds_like(rng, shift=1.0, n=8) for _ in range(100)]
     paired = sum(compare(a, b).p < 0.05 for a, b in arms)
@@ -90,8 +90,8 @@ def test_pairing_is_what_finds_it() -> None:
     assert paired >= 3 * broken
 
 
-def test_a_few_values_bootstrapped_would_be_too_narrow() -> None:
-    """Why Student's t below 30: with 5 values the bootstrap's 95 % misses far more than 5 %."""
+def test_the_bootstrap_of_a_few_values_is_too_narrow() -> None:
+    """The reason for Student's t below 30: with 5 values the 95 % bootstrap interval misses far more than 5 %."""
     rng = np.random.default_rng(5)
     missed = {"bootstrap": 0, "ours": 0}
     for _ in range(SIMULATIONS):
@@ -109,7 +109,7 @@ def test_holm_keeps_the_family_at_five_percent() -> None:
     rng = np.random.default_rng(6)
     families = [[compare(*seeds_like(rng)).p for _ in range(10)] for _ in range(SIMULATIONS)]
     assert not_too_often(sum(min(holm(p)) < 0.05 for p in families))
-    assert not not_too_often(sum(min(p) < 0.05 for p in families))  # without it, many
+    assert not not_too_often(sum(min(p) < 0.05 for p in families))  # without the correction, too often
 
 
 def test_holm_against_its_definition() -> None:
@@ -136,7 +136,7 @@ def test_verdict(low, high, claim, said) -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="two values"):
         interval([1.0])
-    with pytest.raises(ValueError, match="no number"):
+    with pytest.raises(ValueError, match="NaN or infinite"):
         compare([1.0, float("nan")], [0.0, 0.0])
     with pytest.raises(ValueError, match="equal lengths"):
         compare([1, 2, 3], [1, 2])

@@ -1,4 +1,4 @@
-"""Scores of labelled tokens are the model's own, of every architecture, and by the chunked path where that is right."""
+"""Losses of labeled tokens equal those of transformers, on many architectures, computed in chunks if the model allows it."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def roberta() -> nn.Module:  # a dense layer, GELU and a norm stand between its last layer and the vocabulary
+def roberta() -> nn.Module:  # between its last layer and the vocabulary it has a dense layer, GELU and a norm
     return RobertaForCausalLM(RobertaConfig(**SMALL, is_decoder=True))
 
 
@@ -65,7 +65,7 @@ def batch(masked: bool, left: bool = False) -> tuple[dict, torch.Tensor]:
 
 
 def own_loss(model, inputs, labels) -> torch.Tensor:
-    """What transformers makes of labels, summed."""
+    """The loss of transformers, summed over the tokens."""
     return model(**inputs, labels=labels).loss * (labels[:, 1:] != IGNORED).sum()
 
 
@@ -74,13 +74,13 @@ def test_the_loss_is_the_models_own(name: str) -> None:
     torch.manual_seed(0)
     model = MODELS[name]().eval()
     for p in model.parameters():
-        p.data.mul_(3)  # for logits that a soft cap bends
+        p.data.mul_(3)  # so that a soft cap changes the logits
     adapted = get_peft_model(model, AlloraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
     randomise(adapted)
     trained = [p for p in adapted.parameters() if p.requires_grad]
     for masked, left in [(False, False), (True, False), (True, True)]:
         inputs, labels = batch(masked, left)
-        for _ in range(2):  # a model that changes its logits is found out at the first call
+        for _ in range(2):  # the first call finds out whether the model changes its logits
             found = score_next_tokens(adapted, inputs, labels)
             assert (why_not_chunked(adapted) is None) == (name not in CHANGES_LOGITS)
             expected = own_loss(adapted, inputs, labels)
@@ -182,7 +182,7 @@ def test_no_label_at_all(on: bool) -> None:
     model = get_peft_model(llama(), AlloraConfig(r=2, target_modules=["q_proj"]))
     inputs, labels = batch(masked=True)
     labels[:] = IGNORED
-    labels[:, 0] = 5  # nothing stands before it
+    labels[:, 0] = 5  # not used: there is no token before it
     with fast_paths(logits=on):
         found = score_next_tokens(model, inputs, labels)
     assert found.loss.shape == (0,)
@@ -200,10 +200,10 @@ def test_only_labelled_rows_reach_the_head(monkeypatch) -> None:
 
 
 def test_a_shift_by_one_is_told_apart(monkeypatch) -> None:
-    """The mutation: every label one place further on."""
+    """A mutation: all labels shifted by one position."""
     model, (inputs, labels) = frozen_llama(), batch(masked=True)
     for p in model.parameters():
-        p.mul_(5)  # far from guessing, where every place has the same loss
+        p.mul_(5)  # so that positions have different losses
     expected = own_loss(model, inputs, labels)
     torch.testing.assert_close(score_next_tokens(model, inputs, labels).loss.sum(), expected)
     monkeypatch.setattr(next_token, "pad", lambda mask, _: F.pad(mask, (1, 0)))

@@ -56,7 +56,7 @@ def test_the_tokens_are_put_back_where_they_were(lengths: list[int]) -> None:
     inputs, _ = batch(lengths)
     rows = packing.rows_of(inputs)
     padded = max(lengths) * len(lengths)
-    assert (rows is None) == (padded <= (1 + packing.MOST_PADDING) * sum(lengths))
+    assert (rows is None) == (padded <= (1 + packing.MAX_PADDING) * sum(lengths))
     if rows is None:
         return
     x = torch.randn(len(lengths), max(lengths), 3, dtype=torch.float64, requires_grad=True)

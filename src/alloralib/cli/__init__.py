@@ -1,1 +1,1 @@
-"""The command line: one module per verb, heavy imports inside the verb."""
+"""The command line: one module per verb. Heavy imports are inside the verbs, so that `--help` is fast."""

@@ -1,34 +1,42 @@
-"""The arguments that say which adapter, shared by the verbs that take a RUN. Imports nothing heavy."""
+"""Arguments that several verbs share. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ..data.forms import KINDS
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError
+from .quiet import quiet
 
-RUN_FLAGS = ["--model", "--task", "--dtype"]
+if TYPE_CHECKING:
+    from ..training.open_run import OpenRun
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """RUN, and what a run's record would say: base, task and dtype."""
+    """Add RUN, and what replaces the base, task and dtype of its record."""
     parser.add_argument("run", metavar="RUN", help="directory of a run (with record.json) or of a saved adapter")
-    parser.add_argument("--model", metavar="MODEL", help="the base [the run's own]")
-    parser.add_argument("--task", metavar="TASK", help=f"what the adapter is for [the run's own]: {', '.join(KINDS)}")
-    parser.add_argument("--dtype", metavar="DTYPE", help="float32 or bfloat16, of the base's weights [the run's own]")
+    parser.add_argument("--model", metavar="MODEL", help="the base model [the run's]")
+    parser.add_argument("--task", metavar="TASK", help=f"what the adapter was trained for [the run's]: {', '.join(KINDS)}")
+    parser.add_argument("--dtype", metavar="DTYPE", help="of the base model's weights, float32 or bfloat16 [the run's]")
 
 
-def check_run(arguments: argparse.Namespace) -> None:
-    """Raise `ConfigError` for a task or dtype that does not exist, before anything heavy is imported."""
-    for name, known in (("task", KINDS), ("dtype", ("float32", "bfloat16"))):
-        value = getattr(arguments, name)
-        if value is not None and value not in known:
-            raise ConfigError(f"unknown --{name} {value!r}", remedy=did_you_mean(value, known))
+def open_chosen(arguments: argparse.Namespace) -> OpenRun:
+    """Open the run that the arguments of `add_run` name, with other libraries silenced."""
+    quiet()
+    from ..training.open_run import open_run
+
+    return open_run(arguments.run, model=arguments.model, task=arguments.task, dtype=arguments.dtype)
 
 
-def check_least(arguments: argparse.Namespace, **least: float) -> None:
-    """Raise `ConfigError` where a number is smaller than it may be (NaN is); None is no number."""
-    for name, smallest in least.items():
+def add_json(parser: argparse.ArgumentParser, about: str = "print the result as JSON on standard output") -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help=about)
+
+
+def check_minimum(arguments: argparse.Namespace, **minimum: float) -> None:
+    """Raise `ConfigError` for a number that is below its minimum or NaN. A flag that was not given is not checked."""
+    for name, smallest in minimum.items():
         value = getattr(arguments, name)
         if value is not None and not value >= smallest:
             flag = "--" + name.replace("_", "-")

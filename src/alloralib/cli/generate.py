@@ -1,31 +1,23 @@
-"""`allora generate`: what the base says, and what the tuned model says, side by side."""
+"""`allora generate`: the answers of the base model and of the tuned model to the same prompts."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from .arguments import RUN_FLAGS, add_run, check_least, check_run
-from .quiet import quiet
+from .arguments import add_json, add_run, check_minimum, open_chosen
 
-HELP = "answer prompts with the base and the tuned model, side by side"
+HELP = "answer prompts with the base and the tuned model"
 DESCRIPTION = """\
-Answer prompts with the base and with the tuned model, side by side.
+Answer prompts with the base and with the tuned model.
 
   allora generate runs/chat --prompt "What is the capital of France?"
   allora generate runs/chat --prompts prompts.txt --json > answers.jsonl
 
-For a run of task chat a prompt is a user's turn, put through the model's chat template."""
+For task chat a prompt is a message of the user, rendered by the model's chat template."""
 
-
-def flags() -> list[str]:
-    """All flags, for the nearest name to a misspelt one."""
-    return [
-        *("--prompt", "--prompts", "--system", "--max-new-tokens", "--temperature", "--seed", "--batch-size", "--json"),
-        *RUN_FLAGS,
-    ]
+_WIDTH = 8  # of the names in front of the texts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,59 +25,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", metavar="TEXT", action="append", help="a prompt; may be given several times")
-    source.add_argument("--prompts", metavar="FILE", help='a prompt per line, or .jsonl with {"prompt": ...} per line')
-    parser.add_argument("--system", metavar="TEXT", help="the system's turn; task chat")
-    parser.add_argument("--max-new-tokens", metavar="N", type=int, default=128, help="an answer is cut there [128]")
+    source.add_argument("--prompts", metavar="FILE", help='one prompt per line, or .jsonl with {"prompt": ...} on each line')
+    parser.add_argument("--system", metavar="TEXT", help="the system message, for task chat")
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, default=128, help="longest answer, in tokens [128]")
     parser.add_argument("--temperature", metavar="T", type=float, default=0.0, help="0 takes the most probable token [0]")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the draws, with a temperature above 0 [0]")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="prompts at a time [8]")
-    parser.add_argument("--json", action="store_true", help="a JSON object per prompt on standard output")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of sampling, with a temperature above 0 [0]")
+    parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="prompts per batch [8]")
+    add_json(parser, "print a JSON object per prompt on standard output")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, and print both answers to every prompt."""
-    from ..errors import ConfigError
-
-    check_run(arguments)
-    check_least(arguments, max_new_tokens=1, batch_size=1, seed=0, temperature=0)
+    check_minimum(arguments, max_new_tokens=1, batch_size=1, seed=0, temperature=0)
     prompts = arguments.prompt or read_prompts(Path(arguments.prompts))
-    quiet()
-    from ..data.forms import LANGUAGE
-    from ..evaluation.generation import generate_answers
-    from .runs import open_run
-
-    opened = open_run(arguments)
-    if opened.kind not in LANGUAGE:
-        raise ConfigError(f"a model for {opened.kind} says nothing", where=arguments.run, remedy="use allora evaluate")
-    asked: list[Any] = list(prompts)
-    if opened.kind == "chat":
-        system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
-        asked = [[*system, {"role": "user", "content": prompt}] for prompt in prompts]
-    elif arguments.system is not None:
-        raise ConfigError(f"--system has no meaning for task {opened.kind}", remedy="leave it out, or give --task chat")
-    model = opened.load()
-    settings = {key: getattr(arguments, key) for key in ("max_new_tokens", "temperature", "seed", "batch_size")}
-    with model.disable_adapter():
-        base = generate_answers(model, opened.processor, asked, **settings)
-    tuned = generate_answers(model, opened.processor, asked, **settings)
-    for prompt, before, after in zip(prompts, base, tuned, strict=True):
+    opened = open_chosen(arguments)
+    settings = {key: getattr(arguments, key) for key in ("system", "max_new_tokens", "temperature", "seed", "batch_size")}
+    base = opened.generate(prompts, base=True, **settings)
+    tuned = opened.generate(prompts, **settings)
+    for texts in zip(prompts, base, tuned, strict=True):
+        answer = dict(zip(("prompt", "base", "tuned"), texts, strict=True))
         if arguments.json:
-            print(json.dumps({"prompt": prompt, "base": before, "tuned": after}, ensure_ascii=False))
+            print(json.dumps(answer, ensure_ascii=False))
         else:
-            print(f"prompt  {_indent(prompt)}\nbase    {_indent(before)}\ntuned   {_indent(after)}\n")
+            for name, text in answer.items():
+                print(name.ljust(_WIDTH) + text.strip().replace("\n", "\n" + " " * _WIDTH))
+            print()
     return 0
 
 
-def _indent(text: str) -> str:
-    return text.strip().replace("\n", "\n        ")
-
-
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file.
-
-    Raises:
-        DataError: not there, not UTF-8, malformed, or empty.
-    """
+    """The prompts of a file. Raises `DataError` if it cannot be read, has a malformed line, or no prompts."""
     from ..errors import DataError
 
     try:
@@ -93,7 +62,7 @@ def read_prompts(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise DataError(f"cannot be read: {what}", where=str(path), remedy="give a text file in UTF-8") from None
-    found: list[str] = []
+    prompts: list[str] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -104,7 +73,7 @@ def read_prompts(path: Path) -> list[str]:
                 line = None
             if not isinstance(line, str) or not line:
                 raise DataError("no prompt", where=f"{path}, line {number}", remedy='write {"prompt": "..."} on each line')
-        found.append(line.rstrip("\r"))
-    if not found:
+        prompts.append(line.rstrip("\r"))
+    if not prompts:
         raise DataError("no prompts", where=str(path), remedy="write one per line")
-    return found
+    return prompts

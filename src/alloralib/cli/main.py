@@ -1,4 +1,7 @@
-"""`allora`: one verb, one module. Nothing heavy is imported before a verb runs."""
+"""`allora`: parse the command line, run a verb, turn errors into exit codes. Imports nothing heavy.
+
+Private API used here: `_option_string_actions`, where argparse keeps the flags of a parser.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from typing import NoReturn
 
 from .. import __version__
 from ..errors import AlloraError, ConfigError, Interrupted, did_you_mean
+from ..training.memory import keep_freed_memory
 from . import evaluate, export, generate, inspect, merge, reproduce, tasks, train
-from .memory import keep_freed_memory
 
 VERBS = {
     "train": train,
@@ -26,15 +29,19 @@ VERBS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with our kind of error: what, and the remedy; exit code 2."""
+    """argparse whose errors are `ConfigError`s."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the command line, and where to look."""
-        raise ConfigError(message, remedy=f"{self.prog} --help lists what there is")
+        """Raise instead of exiting."""
+        raise ConfigError(message, remedy=f"see {self.prog} --help")
+
+    def flags(self) -> list[str]:
+        """All long flags, to find the one nearest to a misspelled one."""
+        return [flag for flag in self._option_string_actions if flag.startswith("--")]
 
 
-def build_parser(chosen: str | None) -> Parser:
-    """The command line, with the flags of the chosen verb only: the others' need not be loaded."""
+def build_parser(chosen: str | None) -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the command and those of its verbs. Only the chosen verb has its flags: the others need not be loaded."""
     parser = Parser(
         prog="allora",
         description="Fine-tune with ALLoRA: LoRA with an adaptive learning rate (arXiv:2410.09692).",
@@ -49,25 +56,25 @@ def build_parser(chosen: str | None) -> Parser:
         )  # fmt: skip
         if name == chosen:
             module.add_arguments(verb)
-    return parser
+    return parser, verbs.choices
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Returns:
-        0 when it is done, 2 for a mistake that the message explains, 128 plus the signal's number when it was interrupted.
+        the exit code: 0 for success, 2 for an `AlloraError`, 128 plus the signal's number for an interruption.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        parser = build_parser(next((word for word in argv if not word.startswith("-")), None))
+        parser, verbs = build_parser(next((word for word in argv if not word.startswith("-")), None))
         if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
             raise ConfigError(f"there is no verb {argv[0]!r}", remedy=did_you_mean(argv[0], VERBS))
         arguments, unknown = parser.parse_known_args(argv)
         if unknown:
-            verb = VERBS[arguments.verb]
             flag = unknown[0].partition("=")[0]
-            raise ConfigError(f"unknown argument {flag!r}", where=arguments.verb, remedy=did_you_mean(flag, verb.flags()))
+            remedy = did_you_mean(flag, verbs[arguments.verb].flags())
+            raise ConfigError(f"unknown argument {flag!r}", where=arguments.verb, remedy=remedy)
         keep_freed_memory()
         return VERBS[arguments.verb].run(arguments)
     except Interrupted as error:
@@ -76,6 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AlloraError as error:
         print(f"allora: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:  # from a run's own handler it comes with the signal's number
+    except KeyboardInterrupt as stop:  # its argument is the signal's number if training's own handler raised it
         print("allora: interrupted", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)

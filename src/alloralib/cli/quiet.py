@@ -1,4 +1,4 @@
-"""Leave the screen to progress lines and to errors."""
+"""Silence other libraries, so that the terminal shows progress bars and errors only."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import logging
 import sys
 import warnings
 
-# What these say at import is for their own developers: kernels for other machines that are not there.
-_CHATTY = ("torchao", "torch.utils._pytree", "bitsandbytes")
+# At import these log that kernels for other hardware are missing.
+_LOGGERS = ("torchao", "torch.utils._pytree", "bitsandbytes")
 
 
 def quiet() -> None:
-    """Silence what other libraries say, for the rest of the process; call it before they are imported."""
-    for name in _CHATTY:
+    """Turn off the log messages and most warnings of other libraries. Call it before they are imported."""
+    for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     import datasets
     import transformers

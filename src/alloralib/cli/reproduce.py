@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError, RecordError
 from ..studies.catalogue import QUICK, TITLES
-from .arguments import check_least
+from .arguments import check_minimum
 
 HELP = "run a figure or table of the paper, and judge its claims"
 DESCRIPTION = """\
@@ -75,7 +75,7 @@ def _run(arguments: argparse.Namespace, output: Path) -> int:
 
     from ..studies.frame import run_study
 
-    check_least(arguments, jobs=1)
+    check_minimum(arguments, jobs=1)
     against = None if arguments.against is None else _records(Path(arguments.against), names)
     jobs = arguments.jobs or (os.cpu_count() or 1 if arguments.scale == "laptop" else 1)
     for study in studies:

@@ -1,4 +1,4 @@
-"""`allora tasks`: the data sets and models that have a name."""
+"""`allora tasks`: the data sets that have a name."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from dataclasses import asdict
 
 from ..data.bundled import BUNDLED
 from ..data.registry import REGISTRY
+from .arguments import add_json
 
 HELP = "list the data sets that --data knows by name"
-DESCRIPTION = "List the data sets that `allora train --data` knows by name, with their task, metric, place and licence."
-
-
-def flags() -> list[str]:
-    """All flags."""
-    return ["--json"]
+DESCRIPTION = "List the data sets that `allora train --data` knows by name, with their task, metric, source and license."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    parser.add_argument("--json", action="store_true", help="print them as JSON")
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the registry and the bundled sets."""
+    """Print the registered and the bundled sets."""
     if arguments.json:
         sets = {name: asdict(known) | {"columns": known.columns.named()} for name, known in REGISTRY.items()}
         print(json.dumps(sets, default=dict))

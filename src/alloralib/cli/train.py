@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import add_json
 from .quiet import quiet
 
 if TYPE_CHECKING:
@@ -16,43 +17,27 @@ if TYPE_CHECKING:
 
 HELP = "fine-tune a model with an adapter"
 DESCRIPTION = """\
-Fine-tune a model with an adapter, and judge it on rows it has not seen.
+Fine-tune a model with an adapter, and test it on rows that it was not trained on.
 
   allora train --task classification --model smollm2-135m --data tweets --output-dir runs/tweets
   allora train --config run.yaml --eta 1.5
-  allora train --config run.yaml --dry-run          what it would do and cost; nothing is written
-  allora train --resume --output-dir runs/tweets    go on where it was stopped
+  allora train --config run.yaml --dry-run          show what it would do and cost, without writing anything
+  allora train --resume --output-dir runs/tweets    continue an unfinished run
 
-The adapter that is written is a stock LoRA adapter: anything that loads LoRA runs it."""
-
-
-def _fields() -> dict[str, Any]:
-    from ..training.config import RunConfig
-
-    return RunConfig.model_fields
-
-
-def flags() -> list[str]:
-    """All flags, for the nearest name to a misspelt one."""
-    return [
-        "--config",
-        "--print-config",
-        "--dry-run",
-        "--resume",
-        "--json",
-        *("--" + name.replace("_", "-") for name in _fields()),
-    ]
+The result is a stock LoRA adapter: anything that loads LoRA adapters loads it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags: values stay text here, `RunConfig` reads them."""
-    parser.add_argument("--config", metavar="FILE", help="YAML file with settings; flags go over it")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved settings as YAML and stop")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, measure one step, and stop")
-    parser.add_argument("--resume", action="store_true", help="go on with the unfinished run of --output-dir")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    """Declare the flags, one for every field of `RunConfig`, which also parses their values."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file with settings; flags override it")
+    parser.add_argument("--print-config", action="store_true", help="print the resulting settings as YAML, and exit")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, measure one training step, and exit")
+    parser.add_argument("--resume", action="store_true", help="continue the unfinished run of --output-dir")
+    add_json(parser)
+    from ..training.config import RunConfig
+
     group = parser.add_argument_group("settings")
-    for name, field in _fields().items():
+    for name, field in RunConfig.model_fields.items():
         flag = "--" + name.replace("_", "-")
         default = field.get_default()
         shown = "" if default is None or field.is_required() else f" [{default}]"
@@ -64,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, and say what came of it."""
+    """Train, and print the scores."""
     from ..training.config import RunConfig
 
     given = {name: value for name in RunConfig.model_fields if (value := getattr(arguments, name)) is not None}
@@ -94,7 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _unfinished(file: str | None, given: dict[str, Any]) -> RunConfig:
-    """The settings that the unfinished run began with; what else is said must agree with them."""
+    """The settings of the unfinished run.
+
+    Raises:
+        ConfigError: a setting that was given now differs from the run's.
+    """
     import yaml
 
     from ..errors import ConfigError
@@ -103,21 +92,21 @@ def _unfinished(file: str | None, given: dict[str, Any]) -> RunConfig:
 
     said = RunConfig.read(file) | given
     if "output_dir" not in said:
-        raise ConfigError("--resume needs to know which run", remedy="give --output-dir, or --config with its settings")
-    space = RunDirectory(said["output_dir"])
-    space.check_resumable()
-    if space.is_complete:
+        raise ConfigError("--resume needs the directory of the run", remedy="give --output-dir, or --config with its settings")
+    directory = RunDirectory(said["output_dir"])
+    directory.check_resumable()
+    if directory.is_complete:
         from ..records import RECORD_FILE, RunRecord
 
-        return RunConfig.of(RunRecord.read(space.working / RECORD_FILE).config | {"output_dir": said["output_dir"]})
-    began = RunConfig.of(yaml.safe_load(space.settings()), str(space.working))
+        return RunConfig.of(RunRecord.read(directory.working / RECORD_FILE).config | {"output_dir": said["output_dir"]})
+    began = RunConfig.of(yaml.safe_load(directory.settings()), str(directory.working))
     now = RunConfig.of(began.model_dump(exclude_none=True) | {k: v for k, v in said.items() if k != "overwrite"})
     for name in RunConfig.model_fields:
         if name not in ("output_dir", "overwrite") and getattr(began, name) != getattr(now, name):
             raise ConfigError(
-                f"the run began with {name}={getattr(began, name)!r}, not {getattr(now, name)!r}",
+                f"the run was started with {name}={getattr(began, name)!r}, not {getattr(now, name)!r}",
                 where="--resume",
-                remedy=f"leave --{name.replace('_', '-')} out to go on, or start anew with --overwrite",
+                remedy=f"leave --{name.replace('_', '-')} out to continue, or start over with --overwrite",
             )
     return now
 
@@ -131,7 +120,7 @@ def _decorate(record: RunRecord, directory: Path) -> None:
 
 
 def summary(record: RunRecord, directory: str) -> str:
-    """What a person wants to know of a finished run, in a few lines."""
+    """The result of a finished run in a few lines."""
     before, after = record.metrics["before"], record.metrics["after"]
     rows = record.data["test"]["rows"]
     if "accuracy" in after:

@@ -1,1 +1,1 @@
-"""Whether one method is better than another: paired differences, their intervals and tests."""
+"""Comparisons of methods: paired differences, their confidence intervals and tests."""

@@ -1,8 +1,8 @@
-"""Paired comparisons with intervals, tests and verdicts, over scipy.
+"""Paired comparisons of two methods with intervals, tests and verdicts. Uses scipy.
 
-Two methods are compared on the same seeds (same init, same data order) and on the same items. What is compared is always
-the difference within a pair. A mean difference comes with a 95 % interval, a p-value and the number of pairs; many of them
-are corrected together (Holm 1979); a claim is judged from the interval alone.
+Two methods are compared on the same seeds (same initial values, same order of the data) and on the same items, by the
+difference within each pair. A mean difference has a 95 % confidence interval, a p-value and a number of pairs. The p-values
+of several comparisons are corrected together (Holm 1979). A claim is judged by the interval alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy import stats
 LEVEL = 0.95
 RESAMPLES = 9999
 FEW = 30
-"""Below it the bootstrap is too narrow (5 values: 95 % holds the mean in about 82 %), and Student's t is used."""
+"""Below this number of values Student's t is used: bootstrap intervals are too narrow (5 values: 82 % coverage, not 95 %)."""
 
 Verdict = Literal["confirmed", "not confirmed", "inconclusive"]
 Test = Literal["t", "permutation", "wilcoxon"]
@@ -27,14 +27,14 @@ Test = Literal["t", "permutation", "wilcoxon"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A mean paired difference, and how sure it is.
+    """A mean paired difference and its uncertainty.
 
     Attributes:
         mean: of a - b, in the unit of the values.
-        low, high: its 95 % interval.
-        p: two-sided, of no difference.
-        n: pairs.
-        method: how interval and p were made.
+        low, high: its 95 % confidence interval.
+        p: two-sided, of the hypothesis that there is no difference.
+        n: number of pairs.
+        method: how the interval and p were computed.
     """
 
     mean: float
@@ -45,19 +45,20 @@ class Comparison:
     method: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As a dictionary, for JSON."""
         return asdict(self)
 
 
 def interval(values: ArrayLike, *, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
-    """An interval for the mean: Student's t below 30 values, else the BCa bootstrap (Efron 1987).
+    """A confidence interval for the mean: Student's t below 30 values, else the BCa bootstrap (Efron 1987).
 
     Args:
-        values: (n,), n >= 2. All equal gives an interval of no width.
+        values: (n,), n >= 2. Equal values give an interval of width zero.
+        level: coverage.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: fewer than two values, or one that is no number.
+        ValueError: fewer than two values, or a NaN or infinite one.
     """
     x = _vector(values)
     mean = float(x.mean())
@@ -77,12 +78,12 @@ def compare(a: ArrayLike, b: ArrayLike, *, test: Test = "t", seed: int = 0) -> C
 
     Args:
         a, b: (n,) scores of the same seeds, or of the same items, in the same order.
-        test: "t" (paired; for means over seeds), "permutation" (signs flipped, all 2^n of them where they are few: exact,
-            but no p below 2^(1-n)) or "wilcoxon" (signed ranks: for items with heavy tails).
-        seed: of resampling.
+        test: "t" (paired; for means over seeds), "permutation" (sign flips; exact for few pairs, with p at least 2^(1-n)) or
+            "wilcoxon" (signed ranks; for items with heavy tails).
+        seed: of the bootstrap and of the permutations.
 
     Raises:
-        ValueError: unequal lengths, fewer than two pairs, or a value that is no number.
+        ValueError: unequal lengths, fewer than two pairs, or a NaN or infinite value.
     """
     x, y = _vector(a), _vector(b)
     if len(x) != len(y):
@@ -93,19 +94,19 @@ def compare(a: ArrayLike, b: ArrayLike, *, test: Test = "t", seed: int = 0) -> C
 
 
 def compare_crossed(a: ArrayLike, b: ArrayLike) -> Comparison:
-    """Compare two methods over seeds and items at once: the mean over both, uncertain in both.
+    """Compare two methods over seeds and items together, with the uncertainty that comes from both.
 
     With d[s, i] = a - b the variance of the grand mean is sigma_seed^2/S + sigma_item^2/N + sigma_rest^2/(S N), estimated
-    from the mean squares of the two-way layout; degrees of freedom after Satterthwaite (the quasi-F of Clark 1973).
+    from the mean squares of the two-way layout, with degrees of freedom after Satterthwaite (the quasi-F of Clark 1973).
 
     Args:
         a, b: (S, N) scores by seed and item, S >= 2, N >= 2.
     """
     d = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     if d.ndim != 2 or min(d.shape) < 2:
-        raise ValueError(f"seeds x items of at least 2 x 2 are needed, got {d.shape}")
+        raise ValueError(f"expected at least 2 seeds x 2 items, got shape {d.shape}")
     if not np.isfinite(d).all():
-        raise ValueError("a value is no number")
+        raise ValueError("a value is NaN or infinite")
     seeds, items = d.shape
     mean = float(d.mean())
     by_seed, by_item = d.mean(axis=1), d.mean(axis=0)
@@ -122,7 +123,7 @@ def compare_crossed(a: ArrayLike, b: ArrayLike) -> Comparison:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (Holm 1979): comparing them with .05 keeps the family-wise error at 5 %.
+    """p-values corrected for their number (Holm 1979). Compared with .05 they keep the family-wise error at 5 %.
 
     >>> [round(v, 3) for v in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
@@ -135,20 +136,20 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def verdict(low: float, high: float, *, above: float | None = None, below: float | None = None) -> Verdict:
-    """Judge "the value lies above `above` and below `below`" from its interval.
+    """Judge the claim that a value is above `above` and below `below`, by its interval.
 
     Args:
-        low, high: the interval; equal for a value that is exact.
-        above, below: the claim's thresholds, at least one.
+        low, high: the interval; equal if the value is exact.
+        above, below: the thresholds of the claim, at least one.
 
     Returns:
-        "confirmed" where all of the interval satisfies the claim, "not confirmed" where none of it does, else "inconclusive".
+        "confirmed" if all of the interval satisfies the claim, "not confirmed" if none of it does, else "inconclusive".
 
     >>> verdict(0.1, 0.4, above=0), verdict(-0.3, -0.1, above=0), verdict(-0.1, 0.3, above=0)
     ('confirmed', 'not confirmed', 'inconclusive')
     """
     if above is None and below is None:
-        raise ValueError("a claim has a threshold: give above, below or both")
+        raise ValueError("a claim needs a threshold: above, below or both")
     floor, ceiling = -math.inf if above is None else above, math.inf if below is None else below
     if not (math.isfinite(low) and math.isfinite(high)):
         return "inconclusive"
@@ -160,8 +161,8 @@ def verdict(low: float, high: float, *, above: float | None = None, below: float
 
 
 def _p(d: NDArray[np.float64], test: Test, seed: int) -> float:
-    if np.ptp(d) == 0:  # every pair differs by the same amount: there is no spread to test against
-        return 1.0 if d[0] == 0 else 2.0 ** (1 - len(d))  # the sign test's
+    if np.ptp(d) == 0:  # all pairs have the same difference: there is no variance to test against
+        return 1.0 if d[0] == 0 else 2.0 ** (1 - len(d))  # the p-value of the sign test
     found: Any  # scipy's results have no static types
     if test == "t":
         found = stats.ttest_1samp(d, 0.0)
@@ -184,7 +185,7 @@ def _mean_difference(x: Any, y: Any, axis: int) -> Any:
 def _vector(values: ArrayLike) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or len(x) < 2:
-        raise ValueError(f"at least two values are needed, got shape {x.shape}")
+        raise ValueError(f"expected at least two values, got shape {x.shape}")
     if not np.isfinite(x).all():
-        raise ValueError("a value is no number")
+        raise ValueError("a value is NaN or infinite")
     return x

@@ -1,1 +1,1 @@
-"""Metrics, and the model's answers they are taken from."""
+"""Scores of a model on the rows of a table: metrics, and the model's answer to every row."""

@@ -1,4 +1,4 @@
-"""Multiple choice: by the likelihood of each choice after the prompt, and read out of a generated answer."""
+"""Multiple choice: by the likelihood of each choice after the prompt, or by the choice that a generated answer names."""
 
 from __future__ import annotations
 
@@ -9,55 +9,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .answers import Tick, answering, longest_first, nothing
+from .batching import Progress, evaluation_mode, longest_first, no_progress
 from .generation import Prompt, encode_prompt, generate_answers, left_padded
-from .metrics import Evaluation, share
+from .metrics import Evaluation, proportion
 from .next_token import takes
 
 
-def choose(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    choices: Sequence[Sequence[str]],
-    answers: Sequence[int],
-    *,
-    batch_size: int = 8,
-    generate: bool = False,
-    max_new_tokens: int = 32,
-    tick: Tick = nothing,
-) -> Evaluation:
-    """Which choice the model takes.
+def evaluate_choices(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], answers: Sequence[int], *,
+    batch_size: int = 8, generate: bool = False, max_new_tokens: int = 32, progress: Progress = no_progress,
+) -> Evaluation:  # fmt: skip
+    """Find the choice that the model prefers.
 
-    By likelihood: the choice with the largest sum of log-probabilities after the prompt (`accuracy`), and with the
-    largest mean per token (`accuracy_per_token`). Each prompt is computed once, whatever the number of its choices; ties
-    go to the earlier choice. With `generate` also the way results on the commonsense tasks are published: the model
-    answers freely, and the first choice that is named in its answer counts (`accuracy_generated`; an answer that names
-    none is wrong).
+    `accuracy` takes the choice with the largest sum of log-probabilities after the prompt, `accuracy_per_token` the one
+    with the largest mean per token; a tie goes to the earlier choice. With `generate` there is also
+    `accuracy_generated`, by which results on the commonsense tasks are published: the model answers freely, and its
+    choice is the one that its answer names first. An answer that names none is wrong.
 
     Args:
         prompts: (N,), texts or conversations.
-        choices: (N,), each a list of texts; a space is put before one where neither it nor the prompt has white space.
+        choices: (N,), each a list of texts. A space goes between prompt and choice if neither has white space there.
         answers: (N,), the index of the right choice.
-        batch_size: prompts per forward pass.
+        batch_size: prompts per forward pass. Each prompt is computed once, with all its choices.
+        max_new_tokens: of a generated answer.
 
     Returns:
-        each accuracy with its 95 % interval, and `chance`, what guessing scores; items with row, chosen,
-        chosen_per_token, answer, log_probabilities, correct (and generated, chosen_generated).
+        every accuracy with its 95 % interval, and `chance`, the expected accuracy of guessing. The items have row, chosen,
+        chosen_per_token, answer, log_probabilities and correct; with `generate` also generated and chosen_generated.
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    continued = [
+    continuations = [
         [_continuation(tokenizer, p, ids, c) for c in cs] for p, ids, cs in zip(prompts, encoded, choices, strict=True)
     ]
     sums: list[list[float]] = [[] for _ in encoded]
-    with answering(model):
+    with evaluation_mode(model):
         for rows in longest_first([len(ids) for ids in encoded], batch_size):
-            scored = _log_probabilities(model, [encoded[i] for i in rows], [continued[i] for i in rows])
+            scored = _log_probabilities(model, [encoded[i] for i in rows], [continuations[i] for i in rows])
             for row, scores in zip(rows, scored, strict=True):
                 sums[row] = scores
-            tick(len(rows))
+            progress(len(rows))
     items: list[dict[str, Any]] = []
-    for row, (scores, tokens, answer) in enumerate(zip(sums, continued, answers, strict=True)):
+    for row, (scores, tokens, answer) in enumerate(zip(sums, continuations, answers, strict=True)):
         chosen = _best(scores)
         items.append(
             {
@@ -69,13 +61,13 @@ def choose(
                 "correct": chosen == answer,
             }
         )
-    metrics = share("accuracy", [item["correct"] for item in items])
-    metrics |= share("accuracy_per_token", [item["chosen_per_token"] == item["answer"] for item in items])
+    metrics = proportion("accuracy", [item["correct"] for item in items])
+    metrics |= proportion("accuracy_per_token", [item["chosen_per_token"] == item["answer"] for item in items])
     if generate:
-        said = generate_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        for item, text, options in zip(items, said, choices, strict=True):
+        generated = generate_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        for item, text, options in zip(items, generated, choices, strict=True):
             item |= {"generated": text, "chosen_generated": read_choice(text, options)}
-        metrics |= share("accuracy_generated", [item["chosen_generated"] == item["answer"] for item in items])
+        metrics |= proportion("accuracy_generated", [item["chosen_generated"] == item["answer"] for item in items])
     metrics["chance"] = sum(1 / len(options) for options in choices) / max(len(choices), 1)
     return Evaluation(metrics, items)
 
@@ -85,19 +77,19 @@ def _best(scores: Sequence[float]) -> int:
 
 
 def _continuation(tokenizer: Any, prompt: Prompt, prompt_ids: list[int], choice: str) -> list[int]:
-    """The tokens of a choice behind a prompt: those of the joint text from where the prompt's end, at least one."""
-    if not isinstance(prompt, str):  # a chat template ends on a token boundary
+    """The tokens of a choice after a prompt, at least one: those of the joint text after the prompt's own tokens."""
+    if not isinstance(prompt, str):  # the text of a chat template ends at a token boundary
         ids: list[int] = tokenizer(choice, add_special_tokens=False)["input_ids"]
     else:
         gap = "" if not prompt or prompt[-1].isspace() or choice[:1].isspace() else " "
         ids = encode_prompt(tokenizer, prompt + gap + choice)[len(prompt_ids) :]
-        if not ids:  # the joint text merges all of the choice into the prompt's last token
+        if not ids:  # in the joint text the choice is part of the prompt's last token
             ids = tokenizer(choice, add_special_tokens=False)["input_ids"]
     return ids or [tokenizer.eos_token_id or 0]
 
 
 def _log_probabilities(model: Any, prompts: list[list[int]], choices: list[list[list[int]]]) -> list[list[float]]:
-    """The sum of log-probabilities of every choice, by prompt. Each prompt's keys and values are computed once."""
+    """The sum of log-probabilities of every choice, by prompt. The keys and values of a prompt are computed once."""
     ids, mask = left_padded(prompts, 0, model.device)
     position = (mask.cumsum(dim=1) - 1).clamp(min=0)
     last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
@@ -108,41 +100,41 @@ def _log_probabilities(model: Any, prompts: list[list[int]], choices: list[list[
     sums = first[owner, torch.tensor([choice[0] for _, choice in flat], device=model.device)].double()
     width = max(len(choice) for _, choice in flat)
     if width > 1:
-        sums = sums + _rest(model, out.past_key_values, mask, owner, [choice for _, choice in flat], width)
+        sums = sums + _later_tokens(model, out.past_key_values, mask, owner, [choice for _, choice in flat], width)
     scores: list[list[float]] = [[] for _ in prompts]
     for (row, _), value in zip(flat, sums.tolist(), strict=True):
         scores[row].append(value)
     return scores
 
 
-def _rest(model: Any, cache: Any, mask: Tensor, owner: Tensor, choices: list[list[int]], width: int) -> Tensor:
-    """The log-probabilities of every choice's second and later tokens, summed: (choices,), float64."""
+def _later_tokens(model: Any, cache: Any, mask: Tensor, owner: Tensor, choices: list[list[int]], width: int) -> Tensor:
+    """The summed log-probabilities of the second and later tokens of every choice: (choices,), float64."""
     cache.batch_select_indices(owner)
     inputs = torch.tensor([c[:-1] + [0] * (width - len(c)) for c in choices], device=mask.device)  # all but the last token
     targets = torch.tensor([c[1:] + [-1] * (width - len(c)) for c in choices], device=mask.device)
-    seen, there = mask[owner], (targets != -1).long()
-    start = seen.sum(dim=1, keepdim=True)
+    prompt_mask, choice_mask = mask[owner], (targets != -1).long()
+    start = prompt_mask.sum(dim=1, keepdim=True)
     logits = model(
         input_ids=inputs,
-        attention_mask=torch.cat([seen, there], dim=1),
+        attention_mask=torch.cat([prompt_mask, choice_mask], dim=1),
         past_key_values=cache,
         use_cache=True,
         **_positions(model, start + torch.arange(width - 1, device=mask.device)),
     ).logits
     picked = logits.float().log_softmax(dim=-1).gather(2, targets.clamp(min=0).unsqueeze(2)).squeeze(2)
-    return (picked.double() * there).sum(dim=1)
+    return (picked.double() * choice_mask).sum(dim=1)
 
 
 def _positions(model: Any, position: Tensor) -> dict[str, Tensor]:
-    """Positions that do not count the padding, for the models that take them; the others count by the mask."""
+    """Positions without the padding, for a model that takes them. Other models derive them from the mask."""
     return {"position_ids": position} if takes(model, "position_ids") else {}
 
 
 def read_choice(text: str, choices: Sequence[str]) -> int | None:
-    """The choice that a text names first; None where it names none.
+    """The index of the choice that a text names first; None if it names none.
 
-    What all choices begin with ("the correct answer is") is not looked for. Case is folded, and a choice counts only as
-    whole words; of two that begin at one place the longer is meant.
+    The words that all choices begin with ("the correct answer is") are ignored. Case is folded. A choice must occur as
+    whole words; of two that start at the same position the longer one counts.
 
     >>> read_choice("The correct answer is Answer2.", ["the correct answer is answer1", "the correct answer is answer2"])
     1
@@ -155,10 +147,10 @@ def read_choice(text: str, choices: Sequence[str]) -> int | None:
     columns = list(zip(*words, strict=False))
     shared = next((i for i, column in enumerate(columns) if len(set(column)) > 1), len(columns))
     labels = [" ".join(choice[shared:]) for choice in words]
-    said = " ".join(text.casefold().split())
+    answer = " ".join(text.casefold().split())
     found: list[tuple[int, int, int]] = []
     for index, label in enumerate(labels):
-        match = re.search(rf"(?<!\w){re.escape(label)}(?!\w)", said) if label else None
+        match = re.search(rf"(?<!\w){re.escape(label)}(?!\w)", answer) if label else None
         if match:
             found.append((match.start(), -len(label), index))
     return min(found)[2] if found else None

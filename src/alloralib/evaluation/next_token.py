@@ -1,12 +1,12 @@
-"""What a language model thinks of every token that is to be learnt, with logits at no other place.
+"""The cross-entropy of the labeled tokens of a causal language model, without logits for all other tokens.
 
-The model's own forward pass is called, so adapters, hooks, checkpointing, routers and whatever a model does between its
-last layer and its head stay as they are; only its head does something else meanwhile: it looks at the rows whose next
-token has a label, takes their cross-entropy in chunks, and returns one number per position, its loss. If those do not come
-out of the model untouched, the model does something with its logits (Gemma's soft cap, Cohere's scale), and is asked for
-them as transformers means it, by `logits_to_keep`, from then on.
+The model's own forward pass is called, so that adapters, hooks, gradient checkpointing and routers work as always. Only
+the forward method of its output layer is replaced during the call: it takes the hidden states of the labeled tokens,
+computes their cross-entropy in chunks, and returns the loss of every position in place of its logits. If the model returns
+anything else, it does more with its logits (Gemma's soft cap, Cohere's scale). Such a model computes its own logits, from
+then on, for the positions of `logits_to_keep`.
 
-Foreign private API used here: the names under which torch keeps a module's hooks.
+Private API used here: the names of the attributes in which torch keeps the hooks of a module.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _unsuitable: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictiona
 
 
 class NextTokens(NamedTuple):
-    """Every token of a batch that has a label and one before it.
+    """The losses of N labeled tokens of a batch.
 
     Attributes:
-        loss: (N,), the cross-entropy of each of those tokens in nats, row by row.
-        mask: (batch, length - 1), bool; entry [i, t] is for the token t + 1 of row i.
-        output: what the model returned; its logits mean nothing.
+        loss: (N,), the cross-entropy of each token in nats, row by row.
+        mask: (batch, length - 1), bool, with N True entries; entry [i, t] is for token t + 1 of row i.
+        output: of the model; its logits may not be used.
     """
 
     loss: Tensor
@@ -43,46 +43,46 @@ class NextTokens(NamedTuple):
 
 
 def takes(model: Any, argument: str) -> bool:
-    """Whether the model below the adapter has an argument of that name."""
+    """Whether the model, without its adapter, has a forward argument of that name."""
     return argument in inspect.signature(_base(model).forward).parameters
 
 
 def score_next_tokens(
     model: Any, inputs: dict[str, Any], labels: Tensor, *, call: Callable[..., Any] | None = None
 ) -> NextTokens:
-    """The cross-entropy of each labelled token given those before it, shifted as in transformers' `ForCausalLMLoss`.
+    """The cross-entropy of each labeled token given those before it, shifted as in transformers' `ForCausalLMLoss`.
 
     Args:
-        model: a causal language model, adapted or not.
+        model: a causal language model, with or without an adapter.
         inputs: of its forward pass, without the labels.
-        labels: (batch, length), int64; `IGNORED` where nothing is learnt. The first column is never learnt.
-        call: what to call instead of the model, where its forward method has been replaced.
+        labels: (batch, length), int64; `IGNORED` for tokens without a label. The first column is not used.
+        call: called instead of the model, such as the model in a wrapper for distributed training.
     """
     mask = labels[:, 1:] != IGNORED
-    wanted = labels[:, 1:][mask]
+    targets = labels[:, 1:][mask]
     if why_not_chunked(model) is None:
         head: Any = _head(model)
-        scored = _through(head, call or model, inputs, pad(mask, (0, 1)), wanted)
+        scored = _with_loss_as_logits(head, call or model, inputs, pad(mask, (0, 1)), targets)
         if scored is not None:
             return NextTokens(scored[0], mask, scored[1])
-    seen = mask
-    if takes(model, "logits_to_keep"):  # the places where some row has a label
+    kept = mask
+    if takes(model, "logits_to_keep"):  # the positions at which any row has a label
         inputs = inputs | {"logits_to_keep": mask.any(dim=0).nonzero().squeeze(1)}
-        seen = mask[:, inputs["logits_to_keep"]]
+        kept = mask[:, inputs["logits_to_keep"]]
     output = (call or model)(**inputs)
-    logits = output.logits[:, : seen.shape[1]]
-    return NextTokens(cross_entropy(logits[seen], wanted.to(logits.device)), mask, output)
+    logits = output.logits[:, : kept.shape[1]]
+    return NextTokens(cross_entropy(logits[kept], targets.to(logits.device)), mask, output)
 
 
 def why_not_chunked(model: Any) -> str | None:
-    """Why a model's logits are made by its own head all at once; None where they are made in chunks."""
+    """Why the model must compute its own logits; None if the loss is computed in chunks."""
     head, weight = _head(model), getattr(_head(model), "weight", None)
     if not fast_paths.current().chunked_loss:
         return "it is turned off, or the model is being compiled"
     if type(head) is not nn.Linear:
-        return f"the output layer is no plain nn.Linear, but {type(head).__name__}: adapted, quantized or sharded"
+        return f"the output layer is not nn.Linear but {type(head).__name__}: it is adapted, quantized or sharded"
     if type(weight) is not nn.Parameter or hasattr(weight, "ds_id"):
-        return f"the output layer's weight is sharded or quantized: {type(weight).__name__}"
+        return f"the weight of the output layer is sharded or quantized: {type(weight).__name__}"
     if any(p.requires_grad for p in head.parameters()):
         return "the output layer is trained"
     if "forward" in vars(head) or any(getattr(head, name) for name in _HOOKS):
@@ -98,32 +98,31 @@ def _base(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _through(
-    head: nn.Linear, call: Callable[..., Any], inputs: dict[str, Any], mask: Tensor, wanted: Tensor
+def _with_loss_as_logits(
+    head: nn.Linear, call: Callable[..., Any], inputs: dict[str, Any], mask: Tensor, targets: Tensor
 ) -> tuple[Tensor, Any] | None:
-    """Losses and the model's output, with a head that computes losses; None if the model changes its logits."""
-    places = mask.flatten().nonzero().squeeze(1)
-    seen: list[Tensor] = []
+    """Losses (N,) and the model's output; None if the model does more with the logits than to return them."""
+    positions = mask.flatten().nonzero().squeeze(1)
+    calls: list[Tensor] = []
 
     def forward(hidden: Tensor) -> Tensor:
-        if hidden.shape[:-1] != mask.shape:
+        if hidden.shape[:-1] != mask.shape:  # not all positions
             return hidden.new_zeros(()).expand(*hidden.shape[:-1], head.out_features)
-        at = places.to(hidden.device)
-        loss = linear_cross_entropy(
-            hidden.flatten(0, 1).index_select(0, at), head.weight, head.bias, wanted.to(hidden.device)
-        )  # fmt: skip
-        seen.append(loss.new_zeros(mask.numel()).index_copy(0, at, loss).view(*mask.shape, 1))
-        return seen[-1]
+        at = positions.to(hidden.device)
+        labeled = hidden.flatten(0, 1).index_select(0, at)
+        loss = linear_cross_entropy(labeled, head.weight, head.bias, targets.to(hidden.device))
+        calls.append(loss.new_zeros(mask.numel()).index_copy(0, at, loss).view(*mask.shape, 1))
+        return calls[-1]
 
     head.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
     try:
         output = call(**inputs)
     finally:
         del head.forward
-    if len(seen) == 1 and _is_same(output.logits, seen[0]):
-        # taken from what the model returns, because DDP and FSDP follow the gradient from a module's outputs
-        return output.logits.flatten().index_select(0, places.to(output.logits.device)), output
-    _unsuitable[head] = "the model changes its logits behind the output layer, or does not give it all positions"
+    if len(calls) == 1 and _is_same(output.logits, calls[0]):
+        # read from the model's output, because DDP and FSDP track the gradients of a module's outputs
+        return output.logits.flatten().index_select(0, positions.to(output.logits.device)), output
+    _unsuitable[head] = "the model changes its logits after the output layer, or does not compute all of them"
     return None
 
 

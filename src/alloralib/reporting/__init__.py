@@ -1,1 +1,1 @@
-"""Records in, pictures and pages out; imports no torch."""
+"""Pictures and pages from records. Imports no torch."""

@@ -1,4 +1,4 @@
-"""The model card of an adapter, filled in from the run's record."""
+"""The model card of an adapter, from the record of its run."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 
 import yaml
 
+from ..files import write_text
 from ..records import RunRecord
 
 
 def write_card(record: RunRecord, path: str | os.PathLike[str]) -> None:
-    """Write the card (README.md, with the hub's YAML header)."""
-    Path(path).write_text(card(record), encoding="utf-8")
+    """Write the card, as the hub reads it: README.md with a YAML header."""
+    write_text(Path(path), card(record))
 
 
 def card(record: RunRecord) -> str:
-    """The card as Markdown. It says what the record says and nothing else."""
+    """The card as Markdown. Everything in it is from the record."""
     adapter, data, model = record.adapter, record.data, record.model
     header = {
         "base_model": model["name"],
@@ -24,7 +25,7 @@ def card(record: RunRecord) -> str:
         "tags": ["alloralib", adapter["method"], "lora", record.config["task"]],
     }
     train = data["train"]
-    knobs = ", ".join(f"{name} = {adapter[name]}" for name in ("r", "eta", "apply_to") if name in adapter)
+    settings = ", ".join(f"{name} = {adapter[name]}" for name in ("r", "eta", "apply_to") if name in adapter)
     lines = [
         "---",
         yaml.safe_dump(header, sort_keys=False).strip(),
@@ -32,7 +33,7 @@ def card(record: RunRecord) -> str:
         "",
         f"# {model['name']} with {adapter['method']}, {record.config['task']} on {train['source']}",
         "",
-        f"An adapter for `{model['name']}` ({model['class']}), trained with the method `{adapter['method']}` ({knobs}): "
+        f"An adapter for `{model['name']}` ({model['class']}), trained with the method `{adapter['method']}` ({settings}): "
         f"{adapter['trained_parameters']:,} trained parameters in {adapter['modules']} modules.",
         "",
         "## Result on the test rows",
@@ -68,7 +69,7 @@ def _about_rows(record: RunRecord) -> str:
     data = record.data
     train, test, removed = data["train"], data["test"], sum(data["removed"].values())
     sentences = [
-        f"{test['rows']:,} rows of `{test['source']}`; {train['rows']:,} rows to train on; "
+        f"{test['rows']:,} rows of `{test['source']}`. Trained on {train['rows']:,} rows; "
         f"{removed:,} rows left out as duplicates."
     ]
     if record.validation["best_step"] is not None:
@@ -77,13 +78,13 @@ def _about_rows(record: RunRecord) -> str:
             f"{data['validation']['rows']:,} validation rows."
         )
     if data.get("majority") is not None:
-        sentences.append(f"The most frequent class alone scores {data['majority']:.3f}.")
+        sentences.append(f"Always predicting the most frequent class has an accuracy of {data['majority']:.3f}.")
     return " ".join(sentences)
 
 
 def _usage(record: RunRecord) -> list[str]:
     if record.adapter["method"] == "asf-lora":
-        return ["ASF-LoRA is no LoRA adapter at inference; it needs `import alloralib.adapters` before PEFT loads it."]
+        return ["At inference ASF-LoRA is not a LoRA adapter: `import alloralib.adapters` before PEFT loads it."]
     labels = record.data.get("labels")
     auto = {
         "classification": "AutoModelForSequenceClassification",
@@ -91,7 +92,7 @@ def _usage(record: RunRecord) -> list[str]:
     }.get(record.config["task"], "AutoModelForCausalLM")
     arguments = "base" if labels is None else f"base, num_labels={len(labels)}"
     lines = [
-        "It is a stock LoRA adapter; PEFT alone loads it:",
+        "It is a stock LoRA adapter, which PEFT loads:",
         "",
         "```python",
         "from peft import PeftModel",

@@ -8,22 +8,24 @@ from ..records import RunRecord
 
 
 def draw_loss(record: RunRecord, path: str | os.PathLike[str]) -> None:
-    """Write the training and validation loss by step, and the learning rate below them, as a PNG.
+    """Draw training and validation loss by optimizer step, with the learning rate below them.
 
     Args:
         record: of a finished run.
         path: the PNG file to write.
     """
-    from matplotlib.figure import Figure  # no pyplot: no window, no global state
+    from matplotlib.figure import Figure  # not pyplot, which opens windows and has global state
 
     steps = [entry["step"] for entry in record.history]
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     losses.plot(steps, [entry["loss"] for entry in record.history], lw=0.8, alpha=0.35, color="C0", label="batch")
-    losses.plot(steps, smooth([entry["loss"] for entry in record.history]), lw=1.8, color="C0", label="running mean")
-    looks = record.validation["history"]
-    if looks:
-        losses.plot([e["step"] for e in looks], [e["loss"] for e in looks], "o-", ms=4, lw=1.2, color="C3", label="validation")
+    losses.plot(steps, smooth([entry["loss"] for entry in record.history]), lw=1.8, color="C0", label="moving average")
+    validation = record.validation["history"]
+    if validation:
+        losses.plot(
+            [e["step"] for e in validation], [e["loss"] for e in validation], "o-", ms=4, lw=1.2, color="C3", label="validation"
+        )
     losses.set_ylabel("loss")
     losses.set_ylim(bottom=0)
     losses.legend(frameon=False)
@@ -38,7 +40,7 @@ def draw_loss(record: RunRecord, path: str | os.PathLike[str]) -> None:
 
 
 def smooth(values: list[float], memory: float = 0.9) -> list[float]:
-    """Exponential running mean without the pull of its start value.
+    """Exponential moving average, corrected for its start at zero (as Adam's moments are).
 
     >>> [round(v, 3) for v in smooth([1.0, 1.0, 3.0], memory=0.5)]
     [1.0, 1.0, 2.143]

@@ -1,4 +1,4 @@
-"""A picture of an adapter: the row norms of BA, layer by layer. Takes plain values; no torch."""
+"""The row norms of BA of an adapter, layer by layer, as a picture. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 
 def draw_adapter(inspection: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write the mean (dot) and largest (tick) row norm of BA of every layer, one color per kind of module, as a PNG or PDF.
+    """Draw the mean (dot) and largest (tick) row norm of BA of every layer, in one color per kind of module.
 
     Args:
         inspection: `Inspection.to_dict()` of `alloralib.export.inspect`.
-        path: the file to write; its ending says the format.
+        path: the file to write: .png, .pdf or .svg.
     """
-    from matplotlib.figure import Figure  # no pyplot: no window, no global state
+    from matplotlib.figure import Figure  # not pyplot, which opens windows and has global state
     from matplotlib.ticker import MaxNLocator
 
     groups: dict[str, list[tuple[int, dict[str, Any]]]] = {}
@@ -43,7 +43,7 @@ def draw_adapter(inspection: dict[str, Any], path: str | os.PathLike[str]) -> No
 
 
 def position(name: str) -> tuple[int | None, str]:
-    """The number of a layer in the stack and the kind of module, read off its name.
+    """The number of a layer in the stack and the kind of its module, from its name.
 
     >>> position("model.layers.11.self_attn.q_proj")
     (11, 'q_proj')

@@ -177,10 +177,10 @@ def answer_losses(model: Any, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
 
 def mean_loss(model: Any, rows: Sequence[Row], batch: int) -> float:
     """Nats per token of the reference answers."""
-    from ..evaluation.answers import answering, longest_first
+    from ..evaluation.batching import evaluation_mode, longest_first
 
     total, tokens = 0.0, 0
-    with answering(model):
+    with evaluation_mode(model):
         for chosen in longest_first([len(row.ids) for row in rows], batch):
             sums, counts = answer_losses(model, [rows[i] for i in chosen])
             total, tokens = total + float(sums.double().sum()), tokens + int(counts.sum())

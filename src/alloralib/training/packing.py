@@ -35,7 +35,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..evaluation.answers import MOST_PADDING, answering
+from ..evaluation.batching import MAX_PADDING, evaluation_mode
 from ..evaluation.next_token import takes
 from ..ops import fast_paths
 
@@ -119,12 +119,12 @@ def rows_of(inputs: dict[str, Any]) -> Rows | None:
 
 
 def packs(lengths: list[int]) -> bool:
-    """Whether rows of these numbers of tokens are packed: padding would add more than `MOST_PADDING`.
+    """Whether rows of these numbers of tokens are packed: padding would add more than `MAX_PADDING`.
 
     >>> packs([9, 9, 8]), packs([9, 2, 3])
     (False, True)
     """
-    return max(lengths) * len(lengths) > (1 + MOST_PADDING) * sum(lengths)
+    return max(lengths) * len(lengths) > (1 + MAX_PADDING) * sum(lengths)
 
 
 def _attend(
@@ -237,7 +237,7 @@ def _try(model: Any, call: Callable[..., Any], device: torch.device, last: nn.Mo
     watching = last.register_forward_pre_hook(watch, with_kwargs=True)
     rows = rows_of(inputs)
     assert rows is not None
-    with answering(model):
+    with evaluation_mode(model):
         try:
             padded = call(**inputs).logits
             packed = call(**inputs, packed_rows=rows).logits

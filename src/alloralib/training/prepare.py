@@ -22,7 +22,7 @@ from ..data.registry import REGISTRY
 from ..data.table import Table
 from ..data.tokens import TokenCache
 from ..errors import ConfigError
-from ..evaluation.ask import Asked, ask
+from ..evaluation.evaluate import EvaluationData, evaluate_examples
 from ..evaluation.metrics import Evaluation
 from ..files import sha256_of_json
 from .arguments import check_optimizer
@@ -90,12 +90,12 @@ class Run:
         return self._evaluate(model, self.parts.validation, "validation", "validating", choices=False).metrics
 
     def _evaluate(self, model: Any, table: Table, part: str, title: str, *, choices: bool) -> Evaluation:
-        asked = Asked(self.config.kind, table, self.config.columns, self.examples[part], self.collate, self.labels)
+        data = EvaluationData(self.config.kind, table, self.config.columns, self.examples[part], self.collate, self.labels)
         total = len(table) * (2 if choices and self.config.kind == "multiple-choice" else 1)
         bar = tqdm(total=total, desc=title, unit="row", file=sys.stderr, leave=False, disable=not is_main_process())
         with eagerly(self.config.compile), bar:
-            return ask(
-                asked, model, self.processor, batch_size=self.config.batch_size, choices=choices, tick=bar.update
+            return evaluate_examples(
+                data, model, self.processor, batch_size=self.config.batch_size, choices=choices, progress=bar.update
             )  # fmt: skip
 
 

@@ -1,17 +1,13 @@
-"""Batched answers against the same model asked one example at a time."""
-
-import itertools
+"""Scores of batches against the scores of the same model on one example at a time."""
 
 import datasets
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorWithPadding, ViTConfig, ViTForImageClassification
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from alloralib.evaluation.answers import batches, classify, language_loss, longest_first
+from alloralib.evaluation.scoring import evaluate_classifier, evaluate_loss
 
 from ..adapters.models import bert, gpt2, llama, randomise
 
@@ -29,7 +25,7 @@ def tokenizer(tiny_llama):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_classify(tokenizer, batch_size: int) -> None:
+def test_classifier(tokenizer, batch_size: int) -> None:
     model, ids = bert(), ragged()
     labels = [i % 3 for i in range(len(ids))]
     examples = datasets.Dataset.from_dict(
@@ -42,7 +38,7 @@ def test_classify(tokenizer, batch_size: int) -> None:
         }
     )
     done = []
-    found = classify(model, examples, DataCollatorWithPadding(tokenizer), ["x", "y", "z"], batch_size, done.append)
+    found = evaluate_classifier(model, examples, DataCollatorWithPadding(tokenizer), ["x", "y", "z"], batch_size, done.append)
     assert sum(done) == len(ids)
     losses = []
     for item, x, label in zip(found.items, ids, labels, strict=True):
@@ -58,13 +54,13 @@ def test_classify(tokenizer, batch_size: int) -> None:
     assert found.metrics["accuracy"] == sum(item["correct"] for item in found.items) / len(ids)
 
 
-def test_classify_images() -> None:
+def test_image_classifier() -> None:
     torch.manual_seed(0)
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8,
                        patch_size=4, num_labels=2)  # fmt: skip
     model = ViTForImageClassification(config).train()
     pixels = torch.randn(5, 3, 8, 8)
-    examples = datasets.Dataset.from_dict({"pixel_values": pixels.tolist(), "labels": [0, 1, 0, 1, 1]})
+    examples = datasets.Dataset.from_dict({"pixel_values": pixels.tolist(), "labels": [0, 1, 0, 1, 1], "row": range(5)})
 
     def collate(rows):
         return {
@@ -72,7 +68,7 @@ def test_classify_images() -> None:
             "labels": torch.tensor([row["labels"] for row in rows]),
         }
 
-    found = classify(model, examples, collate, ["no", "yes"], 2)
+    found = evaluate_classifier(model, examples, collate, ["no", "yes"], 2)
     assert model.training  # as it was before
     with torch.no_grad():
         single = model.eval()(pixel_values=pixels).logits.argmax(-1)
@@ -92,7 +88,7 @@ class NoSelection(torch.nn.Module):
 
 @pytest.mark.parametrize("make", [llama, gpt2, lambda: NoSelection(llama()), "adapted"])
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_language_loss(make, batch_size: int) -> None:
+def test_loss_per_token(make, batch_size: int) -> None:
     if make == "adapted":
         model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"])).eval()
         randomise(model)
@@ -101,7 +97,7 @@ def test_language_loss(make, batch_size: int) -> None:
     ids = ragged()
     labels = [[-100] * (len(x) // 2) + x[len(x) // 2 :] for x in ids]
     examples = datasets.Dataset.from_dict({"input_ids": ids, "labels": labels, "row": list(range(7, 7 + len(ids)))})
-    found = language_loss(model, examples, DataCollatorForLanguageModeling(pad_token_id=0), batch_size)
+    found = evaluate_loss(model, examples, DataCollatorForLanguageModeling(pad_token_id=0), batch_size)
     total = count = 0
     for item, x, y in zip(found.items, ids, labels, strict=True):
         with torch.no_grad():
@@ -116,38 +112,8 @@ def test_language_loss(make, batch_size: int) -> None:
     assert found.metrics["loss_low"] < found.metrics["loss"] < found.metrics["loss_high"]
 
 
-def test_batches_waste_no_padding_beyond_their_own_longest() -> None:
-    lengths = [len(x) for x in ragged(40)]
-    seen = [row for rows in longest_first(lengths, 8) for row in rows]
-    assert sorted(seen) == list(range(40))
-    assert [lengths[row] for row in seen] == sorted(lengths, reverse=True)
-
-
-@given(lengths=st.lists(st.integers(1, 300), max_size=60), size=st.integers(1, 16), filled=st.sampled_from([0, 64, 512]))
-def test_a_filled_batch_is_cut_where_its_padding_grows(lengths: list[int], size: int, filled: int) -> None:
-    uncut = list(longest_first(lengths, size))
-    assert all(len(batch) == size for batch in uncut[:-1])
-    found = list(longest_first(lengths, size, most_padding=0.05, filled=filled))
-    rows = [row for batch in found for row in batch]
-    assert rows == [row for batch in uncut for row in batch]
-    for batch in found:
-        longest, tokens = lengths[batch[0]], sum(lengths[row] for row in batch)
-        assert 0 < len(batch) <= size
-        # within its limit, or not filled before its last row
-        assert longest * len(batch) <= 1.05 * tokens or longest * (len(batch) - 1) < filled
-    for batch, after in itertools.pairwise(found):  # none is cut without need
-        longest, more = lengths[batch[0]], sum(lengths[row] for row in [*batch, after[0]])
-        assert len(batch) == size or longest * (len(batch) + 1) > 1.05 * more
-
-
-def test_scoring_cuts_its_batches() -> None:
-    """One long row among short ones: in one batch they would be padded to it."""
-    examples = datasets.Dataset.from_dict({"input_ids": [[1] * 600, [1] * 5, [1] * 5]})
-    assert [rows for rows, _ in batches(examples, list, 3)] == [[0], [1, 2]]
-
-
 def test_an_error_leaves_the_model_as_it_was() -> None:
     model = llama().train()
     with pytest.raises(ZeroDivisionError):
-        language_loss(model, datasets.Dataset.from_dict({"input_ids": [[1]]}), lambda rows: 1 / 0, 1)
+        evaluate_loss(model, datasets.Dataset.from_dict({"input_ids": [[1]]}), lambda rows: 1 / 0, 1)
     assert model.training

@@ -1,4 +1,4 @@
-"""Freed memory is kept by the command, and only where nobody said otherwise."""
+"""Freed memory stays with the process, unless the environment says otherwise."""
 
 import os
 import platform
@@ -7,11 +7,9 @@ import sys
 
 import pytest
 
-from alloralib.cli import main as cli
-
 SCRIPT = """
 import sys
-from alloralib.cli.memory import keep_freed_memory
+from alloralib.training.memory import keep_freed_memory
 told = keep_freed_memory() if sys.argv[1] == "keep" else None
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
@@ -32,7 +30,7 @@ def _resident(mode: str, **environment: str) -> tuple[str, float]:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
-def test_memory_that_was_freed_stays_with_the_process():
+def test_freed_memory_stays_with_the_process():
     assert _resident("leave")[1] < 100
     told, mebibytes = _resident("keep")
     assert told == "True"
@@ -40,15 +38,7 @@ def test_memory_that_was_freed_stays_with_the_process():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
-def test_a_variable_of_the_environment_has_its_say():
+def test_an_environment_variable_takes_precedence():
     told, mebibytes = _resident("keep", MALLOC_ARENA_MAX="2")
     assert told == "False"
     assert mebibytes < 100
-
-
-def test_the_command_tells_it_before_a_verb_runs(monkeypatch, capsys):
-    told = []
-    monkeypatch.setattr(cli, "keep_freed_memory", lambda: told.append(capsys.readouterr().out))
-    assert cli.main(["tasks"]) == 0
-    assert told == [""]
-    assert capsys.readouterr().out
