@@ -52,8 +52,11 @@ def tiny_llama(tmp_path_factory) -> str:
 @pytest.fixture
 def reviews(tmp_path) -> Path:
     """60 short texts of two classes that a model can tell apart, and a prompt and completion made of each."""
+    return write_reviews(tmp_path / "reviews.csv")
+
+
+def write_reviews(path: Path) -> Path:
     rng = random.Random(0)
-    path = tmp_path / "reviews.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label", "prompt", "completion"])

@@ -52,7 +52,7 @@ def test_the_converted_model_speaks() -> None:
 
 def test_the_demo_in_small_leaves_an_adapter_that_stock_peft_loads_with_equal_logits(tmp_path) -> None:
     words = ["train", "--config", "examples/tweets.yaml", "--output-dir", str(tmp_path / "run")]
-    assert main([*words, "--max-steps", "3", "--test-rows", "12"]) == 0
+    assert main([*words, "--max-steps", "3", "--train-rows", "200", "--test-rows", "8"]) == 0
     base = locate("smollm2-135m")
     tokenizer = load_tokenizer(base)
     tweets = read_table("tweets").columns["text"][:6]
@@ -88,7 +88,7 @@ def test_the_demo_in_small_leaves_an_adapter_that_stock_peft_loads_with_equal_lo
 def test_minilm_learns_sentiment(tmp_path) -> None:
     words = [
         "train", "--task", "classification", "--model", "minilm-l6", "--data", "tweets", "--output-dir", str(tmp_path / "run"),
-        "--max-steps", "80", "--test-rows", "300", "--learning-rate", "2e-3",
+        "--max-steps", "40", "--train-rows", "2000", "--test-rows", "300", "--learning-rate", "4e-3",
     ]  # fmt: skip
     assert main(words) == 0
     record = RunRecord.read(tmp_path / "run" / "record.json")

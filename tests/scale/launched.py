@@ -1,18 +1,21 @@
-"""`allora` in one of several processes, under DDP or, on a CPU, under FSDP2.
+"""`allora` in one of several processes, under DDP or, on a CPU, under FSDP2: `launched.py ddp|fsdp2 COMMANDS`.
 
-Accelerate forgets FSDP where there is no GPU; with `fsdp2` as the first argument it is made to remember.
+COMMANDS is a JSON file with a list of command lines, which are run one after another. Accelerate ignores FSDP without a
+GPU; for `fsdp2` it is made to use it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
 
-def remember_fsdp() -> None:
+def use_fsdp() -> None:
     from accelerate import DistributedType
     from accelerate.state import AcceleratorState
 
@@ -35,10 +38,10 @@ if __name__ == "__main__":
     from alloralib.cli.main import main
 
     torch.set_num_threads(1)
-    words = sys.argv[1:]
-    if words[0] == "fsdp2":
-        remember_fsdp()
-    code = main(words[1:])
+    how, commands = sys.argv[1:]
+    if how == "fsdp2":
+        use_fsdp()
+    code = next((code for words in json.loads(Path(commands).read_text()) if (code := main(words))), 0)
     if code == 0 and torch.distributed.is_initialized():
         torch.distributed.barrier()
     sys.stderr.flush()

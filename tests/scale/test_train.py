@@ -4,6 +4,8 @@ With SGD, whose step is linear in the gradient: Adam divides by it and turns rou
 """
 
 import contextlib
+import functools
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +22,7 @@ from alloralib.cli.main import main
 from alloralib.records import RunRecord
 
 from ..adapters.models import bert
+from ..conftest import write_reviews
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
@@ -31,33 +34,36 @@ def _warnings():
         yield
 
 
-def launch(how: str, words: list[str]) -> None:
+def launch(how: str, commands: list[list[str]], directory: Path) -> None:
+    """Run commands one after another in two processes."""
+    file = directory / f"{how}.json"
+    file.write_text(json.dumps(commands))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.scale.launched", how, *words]
+    command += ["-m", "tests.scale.launched", how, str(file)]
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     ran = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     try:
-        log, _ = ran.communicate(timeout=150)
+        log, _ = ran.communicate(timeout=200)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(ran.pid, signal.SIGKILL)
     assert ran.returncode == 0, log[-6000:]
 
 
-@pytest.fixture
-def words(tiny_llama, reviews, tmp_path) -> list[str]:
+@pytest.fixture(scope="module")
+def words(tiny_llama, tmp_path_factory) -> list[str]:
     """Nearly three global batches of 8 an epoch: the last one is not whole, and each process has its share of it."""
-    lines = reviews.read_text().splitlines()
+    directory = tmp_path_factory.mktemp("rows")
+    lines = write_reviews(directory / "reviews.csv").read_text().splitlines()
     parts = {"train": lines[1:25], "validation": lines[25:31], "test": lines[31:45]}
     for name, rows in parts.items():
-        (tmp_path / f"{name}.csv").write_text("\n".join([lines[0], *rows]) + "\n")
-    (tmp_path / "run.yaml").write_text("r: 2\n")  # torchrun takes --r for one of its own flags
+        (directory / f"{name}.csv").write_text("\n".join([lines[0], *rows]) + "\n")
     return [
-        "train", "--config", str(tmp_path / "run.yaml"), "--model", tiny_llama, "--data", str(tmp_path / "train.csv"),
-        "--test-data", str(tmp_path / "test.csv"), "--validation-data", str(tmp_path / "validation.csv"),
+        "train", "--r", "2", "--model", tiny_llama, "--data", str(directory / "train.csv"),
+        "--test-data", str(directory / "test.csv"), "--validation-data", str(directory / "validation.csv"),
         "--max-steps", str(STEPS), "--optimizer", "sgd", "--learning-rate", "0.5", "--checkpoint-every", "2",
     ]  # fmt: skip
 
@@ -86,23 +92,45 @@ def tiny_bert(tiny_llama, tmp_path_factory) -> str:
     return str(path)
 
 
-CASES = [("ddp", "classification", "llama"), ("ddp", "classification", "bert"), ("ddp", "causal-lm", "llama")]
-CASES += [("fsdp2", "causal-lm", "llama")]
+CASES = {
+    "ddp": [("classification", "llama"), ("classification", "bert"), ("causal-lm", "llama")],
+    "fsdp2": [("causal-lm", "llama")],
+}
 
 
-@pytest.mark.parametrize(("how", "task", "model"), CASES)
-def test_two_processes_train_what_one_trains(words, tiny_bert, tmp_path, how: str, task: str, model: str) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    settings = [*words, *TASKS[task]]
-    if model == "bert":
-        settings += ["--model", tiny_bert, "--target-modules", "query,value"]
-    assert main([*settings, "--batch-size", "8", "--output-dir", str(one)]) == 0
-    launch(how, [*settings, "--batch-size", "4", "--output-dir", str(two)])
-    assert furthest(weights(two), weights(one)) < 1e-4
-    first, second = (RunRecord.read(directory / "record.json") for directory in (one, two))
+@pytest.fixture(scope="module")
+def two(words, tiny_bert, tmp_path_factory):
+    """Gives the command of a case, and the directory of its run in two processes; cases of a kind share their processes."""
+    root = tmp_path_factory.mktemp("two")
+
+    def command(task: str, model: str) -> list[str]:
+        other = ["--model", tiny_bert, "--target-modules", "query,value"] if model == "bert" else []
+        return [*words, *TASKS[task], *other]
+
+    @functools.cache
+    def launched(how: str) -> None:
+        commands = [
+            [*command(*case), "--batch-size", "4", "--output-dir", str(root / "-".join((how, *case)))] for case in CASES[how]
+        ]
+        launch(how, commands, root)
+
+    def run(how: str, task: str, model: str) -> tuple[list[str], Path]:
+        launched(how)
+        return command(task, model), root / "-".join((how, task, model))
+
+    return run
+
+
+@pytest.mark.parametrize(("how", "task", "model"), [(how, *case) for how, cases in CASES.items() for case in cases])
+def test_two_processes_train_what_one_trains(two, tmp_path, how: str, task: str, model: str) -> None:
+    command, directory = two(how, task, model)
+    one = tmp_path / "one"
+    assert main([*command, "--batch-size", "8", "--output-dir", str(one)]) == 0
+    assert furthest(weights(directory), weights(one)) < 1e-4
+    first, second = (RunRecord.read(path / "record.json") for path in (one, directory))
     assert second.machine["processes"] == 2
     assert [e["tokens"] for e in second.history] == [e["tokens"] for e in first.history]  # the same rows in every step
     for a, b in zip(first.history, second.history, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
     assert second.metrics["after"]["loss"] == pytest.approx(first.metrics["after"]["loss"], rel=1e-3)
-    assert not (tmp_path / "two.unfinished").exists()
+    assert not directory.with_name(directory.name + ".unfinished").exists()

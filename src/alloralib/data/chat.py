@@ -19,15 +19,8 @@ IGNORED = -100
 """The label that torch's cross-entropy ignores."""
 
 ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "tool": "tool",
+    "system": "system", "user": "user", "human": "user", "tool": "tool",
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
 }
 """Role names found in data sets, and the names that chat templates know."""
 

@@ -35,22 +35,12 @@ class Parts:
 
 
 def load_parts(
-    kind: Kind,
-    columns: Columns,
-    *,
-    data: str,
-    data_dir: str | Path | None = None,
-    validation_data: str | None = None,
-    validation_share: float | None = None,
-    test_data: str | None = None,
-    test_share: float | None = None,
-    default_test_share: float = 0.1,
-    train_rows: int | None = None,
-    validation_rows: int | None = None,
-    test_rows: int | None = None,
-    data_seed: int = 0,
-    evaluation_seed: int = 0,
-) -> Parts:
+    kind: Kind, columns: Columns, *, data: str, data_dir: str | Path | None = None,
+    validation_data: str | None = None, validation_share: float | None = None,
+    test_data: str | None = None, test_share: float | None = None, default_test_share: float = 0.1,
+    train_rows: int | None = None, validation_rows: int | None = None, test_rows: int | None = None,
+    data_seed: int = 0, evaluation_seed: int = 0,
+) -> Parts:  # fmt: skip
     """Read the rows of a run; the same arguments give the same rows.
 
     A registered set brings its own validation and test parts, unless a share or other data is given. Without a test part,

@@ -69,7 +69,8 @@ class BucketBatches(BatchRebalanceSampler):
         # an incomplete batch stays last, where a step of several batches expects it
         whole = batches[:-1] if len(batches[-1]) < self.rows else batches
         shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
-        shuffled.sort(key=lambda batch: self.lengths[batch[0]] < max(self.lengths))  # stable: the longest first
+        longest = max(self.lengths)
+        shuffled.sort(key=lambda batch: self.lengths[batch[0]] < longest)  # stable: the longest first
         return shuffled + batches[len(whole) :]
 
 

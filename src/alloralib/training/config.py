@@ -16,6 +16,9 @@ from ..errors import ConfigError, did_you_mean
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+ApplyTo = Literal["gradient", "update"]
+Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+Reporter = Literal["tensorboard", "wandb", "trackio"]
 
 _ALL_PARTS = sorted({part for parts in PARTS.values() for part in parts})
 
@@ -35,9 +38,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    task: Kind | None = Field(
-        default=None, description=f"what to train for: {', '.join(KINDS)}; not needed with a registered --data"
-    )
+    task: Kind | None = Field(default=None, description=f"{', '.join(KINDS)}; not needed with a registered --data")
     model: str = Field(description="a model directory, a hub id, or a bundled model: smollm2-135m, minilm-l6")
     data: str = Field(
         description="training rows: .csv .tsv .json .jsonl .parquet, a directory of images, a registered or bundled set "
@@ -50,9 +51,7 @@ class RunConfig(BaseModel):
     validation_data: str | None = Field(default=None, description="rows to choose the best checkpoint on, never trained on")
     validation_share: Share | None = Field(default=None, description="validate on this share of --data instead")
     test_data: str | None = Field(default=None, description="rows for the final score; default: a share of --data")
-    test_share: Share | None = Field(
-        default=None, description=f"share of --data to test on, if there is no --test-data [{DEFAULT_TEST_SHARE}]"
-    )
+    test_share: Share | None = Field(default=None, description=f"test on this share of --data instead [{DEFAULT_TEST_SHARE}]")
     train_rows: Positive | None = Field(default=None, description="train on at most this many rows, drawn by --data-seed")
     validation_rows: Positive | None = Field(default=None, description="at most this many, drawn by --evaluation-seed")
     test_rows: Positive | None = Field(default=None, description="at most this many, drawn by --evaluation-seed")
@@ -71,9 +70,7 @@ class RunConfig(BaseModel):
     method: str = Field(default="allora", description="allora, allora-d, allora-od, asf-lora, lora-x-eta, lora, dora, ...")
     r: int = Field(default=16, description="rank of the adapter")
     eta: float | None = Field(default=None, description="scale of the gradient of a row of BA that is zero [2.0]")
-    apply_to: Literal["gradient", "update"] | None = Field(
-        default=None, description="scale the gradient (as in the paper) or the optimizer's update [gradient]"
-    )
+    apply_to: ApplyTo | None = Field(default=None, description="scale the gradient, or the optimizer's update [gradient]")
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None, description="dropout of the adapter's input, for methods that have one (allora has none) [0.05]"
     )
@@ -86,12 +83,8 @@ class RunConfig(BaseModel):
     max_steps: Positive | None = Field(default=None, description="optimizer steps, instead of --epochs")
     batch_size: Positive = Field(default=16, description="rows per forward pass and process")
     gradient_accumulation: Positive = Field(default=1, description="forward passes per optimizer step")
-    optimizer: str = Field(
-        default="adamw_torch_fused", description="one of transformers' optimizers: adamw_torch_fused, sgd, ..."
-    )
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        default="cosine", description="learning rate schedule"
-    )
+    optimizer: str = Field(default="adamw_torch_fused", description="an optimizer of transformers: adamw_torch, sgd, ...")
+    schedule: Schedule = Field(default="cosine", description="learning rate: linear, cosine, constant, constant_with_warmup")
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.05, description="share of the steps that warm up")
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight decay of the optimizer")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(default=1.0, description="gradients are clipped to this norm")
@@ -102,25 +95,18 @@ class RunConfig(BaseModel):
     )
 
     evaluate_every: Positive | None = Field(default=None, description="steps between validations [an epoch]")
-    patience: Positive | None = Field(
-        default=None, description="stop after this many validations without a lower validation loss"
-    )
+    patience: Positive | None = Field(default=None, description="stop after this many validations without a lower loss")
     checkpoint_every: Positive | None = Field(
-        default=None,
-        description=f"steps between checkpoints, the last two of which are kept [1/{DEFAULT_CHECKPOINTS} of the run]",
+        default=None, description=f"steps between checkpoints; two are kept [1/{DEFAULT_CHECKPOINTS} of the run]"
     )
     rule_every: Positive | None = Field(
         default=None, description=f"steps between records of the rule's state per layer [1/{DEFAULT_CHECKPOINTS} of the run]"
     )
-    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        default_factory=list, description="also log to tensorboard, wandb, trackio (separated by commas)"
-    )
+    report_to: list[Reporter] = Field(default_factory=list, description="log to tensorboard, wandb, trackio too (with commas)")
 
     adapter_seed: Seed = Field(default=0, description="seed of the adapter's and a new head's initial weights")
     data_seed: Seed = Field(default=0, description="seed of the order of the rows, of --train-rows, and of dropout")
-    evaluation_seed: Seed = Field(
-        default=0, description="seed of which rows are held out, of --validation-rows and of --test-rows"
-    )
+    evaluation_seed: Seed = Field(default=0, description="seed of the rows held out, of --validation-rows and --test-rows")
 
     @model_validator(mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,8 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         ModelError: the model has none.
     """
-    try:
+    with _loading(path):
         tokenizer: Any = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise _not_a_model(path, error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -119,10 +118,8 @@ def load_processor(path: str, task: Kind) -> Any:
     """
     if task != "image-classification":
         return load_tokenizer(path)
-    try:
+    with _loading(path):
         return AutoImageProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise _not_a_model(path, error) from error
 
 
 def load_model(path: str, *, task: Kind, labels: list[str] | None, dtype: torch.dtype, pad_token_id: int | None) -> Any:
@@ -136,7 +133,7 @@ def load_model(path: str, *, task: Kind, labels: list[str] | None, dtype: torch.
     Raises:
         ModelError: not a model, or not one for this task.
     """
-    try:
+    with _loading(path):
         if task in LANGUAGE:
             return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
         assert labels is not None
@@ -149,6 +146,12 @@ def load_model(path: str, *, task: Kind, labels: list[str] | None, dtype: torch.
             auto = AutoModelForSequenceClassification
         # a head for another number of classes is replaced by a new one
         return auto.from_pretrained(path, config=config, dtype=dtype, ignore_mismatched_sizes=True, use_safetensors=True)
+
+
+@contextlib.contextmanager
+def _loading(path: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError) as error:
         raise _not_a_model(path, error) from error
 
