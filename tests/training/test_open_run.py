@@ -1,6 +1,7 @@
 """`alloralib.open_run`: the Python counterpart of the commands, on finished runs of every kind of task."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -243,3 +244,11 @@ def test_mistakes(trained, adapter, tmp_path) -> None:
 def test_it_is_public() -> None:
     assert {"open_run", "OpenRun"} <= set(alloralib.__all__)
     assert isinstance(open_run.__doc__, str)
+
+
+def test_the_example_in_the_docs(trained, capsys) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(import alloralib\n.*?)```", page, re.S)[1]
+    assert "runs/trec" in example
+    exec(example.replace("runs/trec", str(trained("classification"))), {})
+    assert len(capsys.readouterr().out.splitlines()) == 3

@@ -11,7 +11,7 @@ from ..data.forms import PARTS, flag
 from .arguments import add_json, add_run, check_minimum, open_chosen
 
 if TYPE_CHECKING:
-    from ..training.open_run import OpenRun, PairedEvaluation
+    from ..training.open_run import PairedEvaluation
 
 HELP = "score the base and the tuned model on the same rows"
 DESCRIPTION = """\
@@ -71,17 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
         if items is not None:
             _write_items(found, items)
     if tasks:
-        result["lm_eval"] = _lm_eval(opened, tasks, arguments.batch_size)
+        from ..evaluation.harness import run_harness
+
+        with opened.model.disable_adapter():
+            base = run_harness(opened.model, opened.processor, tasks, batch_size=arguments.batch_size)
+        tuned = run_harness(opened.model, opened.processor, tasks, batch_size=arguments.batch_size)
+        result["lm_eval"] = {"base": base, "tuned": tuned}
     print(json.dumps(finite(result)) if arguments.json else summary(result))
     return 0
-
-
-def _lm_eval(opened: OpenRun, tasks: list[str], batch_size: int) -> dict[str, Any]:
-    from ..evaluation.harness import run_harness
-
-    with opened.model.disable_adapter():
-        base = run_harness(opened.model, opened.processor, tasks, batch_size=batch_size)
-    return {"base": base, "tuned": run_harness(opened.model, opened.processor, tasks, batch_size=batch_size)}
 
 
 def _write_items(found: PairedEvaluation, path: Path) -> None:

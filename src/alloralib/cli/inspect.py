@@ -56,11 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def summary(inspection: dict[str, Any]) -> str:
     """The description as text: the settings, a line per layer, and the ripple bound."""
-    settings = [f"r = {inspection['r']}"]
-    if inspection["eta"] is not None:
-        settings += [f"eta = {inspection['eta']:g}", f"applied to the {inspection['apply_to']}"]
+    eta = "" if inspection["eta"] is None else f", eta = {inspection['eta']:g}, applied to the {inspection['apply_to']}"
     lines = [
-        f"{inspection['method']} ({', '.join(settings)}) for {inspection['base'] or 'an unnamed base'}",
+        f"{inspection['method']} (r = {inspection['r']}{eta}) for {inspection['base'] or 'an unnamed base'}",
         f"{inspection['parameters']:,} parameters in {len(inspection['layers'])} layers, "
         f"{inspection['bytes'] / 2**20:.1f} MiB; targets: {', '.join(inspection['targets'])}",
     ]

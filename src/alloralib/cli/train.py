@@ -79,11 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _unfinished(file: str | None, given: dict[str, Any]) -> RunConfig:
-    """The settings of the unfinished run.
-
-    Raises:
-        ConfigError: a setting that was given now differs from the run's.
-    """
+    """The settings of the unfinished run. Raises `ConfigError` if a setting that was given now differs from the run's."""
     import yaml
 
     from ..errors import ConfigError
@@ -124,20 +120,16 @@ def summary(record: RunRecord, directory: str) -> str:
     before, after = record.metrics["before"], record.metrics["after"]
     rows = record.data["test"]["rows"]
     if "accuracy" in after:
-        lines = [
-            f"accuracy on {rows} test rows",
-            *([f"  majority class  {record.data['majority']:.3f}"] if "majority" in record.data else []),
-            f"  before          {before['accuracy']:.3f}  (95 % interval {before['accuracy_low']:.3f} to "
-            f"{before['accuracy_high']:.3f})",
-            f"  after           {after['accuracy']:.3f}  (95 % interval {after['accuracy_low']:.3f} to "
-            f"{after['accuracy_high']:.3f})",
-        ]
+        lines = [f"accuracy on {rows} test rows"]
+        if "majority" in record.data:
+            lines.append(f"  majority class  {record.data['majority']:.3f}")
+        for when, scores in (("before", before), ("after", after)):
+            interval = f"95 % interval {scores['accuracy_low']:.3f} to {scores['accuracy_high']:.3f}"
+            lines.append(f"  {when:<16}{scores['accuracy']:.3f}  ({interval})")
     else:
-        lines = [
-            f"loss per token on {rows} test rows ({after['tokens']:,} tokens)",
-            f"  before  {before['loss']:.4f}  (perplexity {before['perplexity']:.2f})",
-            f"  after   {after['loss']:.4f}  (perplexity {after['perplexity']:.2f})",
-        ]
+        lines = [f"loss per token on {rows} test rows ({after['tokens']:,} tokens)"]
+        for when, scores in (("before", before), ("after", after)):
+            lines.append(f"  {when:<8}{scores['loss']:.4f}  (perplexity {scores['perplexity']:.2f})")
     steps, seconds = len(record.history), record.seconds["train"]
     tokens = record.history[-1]["tokens"] if record.history else 0
     lines.append(

@@ -38,9 +38,8 @@ def evaluate_choices(
         chosen_per_token, answer, log_probabilities and correct; with `generate` also generated and chosen_generated.
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    continuations = [
-        [_continuation(tokenizer, p, ids, c) for c in cs] for p, ids, cs in zip(prompts, encoded, choices, strict=True)
-    ]
+    rows = zip(prompts, encoded, choices, strict=True)
+    continuations = [[_continuation(tokenizer, prompt, ids, choice) for choice in options] for prompt, ids, options in rows]
     sums: list[list[float]] = [[] for _ in encoded]
     with evaluation_mode(model):
         for rows in longest_first([len(ids) for ids in encoded], batch_size):
@@ -50,17 +49,9 @@ def evaluate_choices(
             progress(len(rows))
     items: list[dict[str, Any]] = []
     for row, (scores, tokens, answer) in enumerate(zip(sums, continuations, answers, strict=True)):
-        chosen = _best(scores)
-        items.append(
-            {
-                "row": row,
-                "chosen": chosen,
-                "chosen_per_token": _best([s / len(t) for s, t in zip(scores, tokens, strict=True)]),
-                "answer": answer,
-                "log_probabilities": scores,
-                "correct": chosen == answer,
-            }
-        )
+        chosen, per_token = _best(scores), _best([s / len(t) for s, t in zip(scores, tokens, strict=True)])
+        item = {"row": row, "chosen": chosen, "chosen_per_token": per_token, "answer": answer}
+        items.append(item | {"log_probabilities": scores, "correct": chosen == answer})
     metrics = proportion("accuracy", [item["correct"] for item in items])
     metrics |= proportion("accuracy_per_token", [item["chosen_per_token"] == item["answer"] for item in items])
     if generate:

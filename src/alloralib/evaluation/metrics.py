@@ -53,11 +53,9 @@ def proportion(name: str, correct: Sequence[bool]) -> dict[str, float]:
 def classification_metrics(predicted: NDArray[np.int64], truth: NDArray[np.int64], classes: int) -> dict[str, float]:
     """Accuracy with its 95 % interval, macro-F1 and balanced accuracy.
 
-    Macro-F1 is the mean over the classes that occur in either array; balanced accuracy is the mean recall over the
-    classes that occur in `truth`.
-
     Args:
-        predicted, truth: (N,), class indices.
+        predicted, truth: (N,), class indices. Macro-F1 is the mean over the classes that occur in either array, balanced
+            accuracy the mean recall over the classes that occur in `truth`.
         classes: number of classes.
     """
     confusion = np.zeros((classes, classes), dtype=np.int64)  # row: truth, column: predicted
@@ -118,9 +116,5 @@ def ratio_interval(totals: NDArray[np.float64], counts: NDArray[np.int64], z: fl
 
 
 def perplexity(mean_loss: float) -> float:
-    """exp(mean_loss); infinity if that overflows.
-
-    Args:
-        mean_loss: nats per token.
-    """
+    """exp of the mean loss in nats per token; infinity if that overflows."""
     return math.exp(mean_loss) if mean_loss < 700 else math.inf

@@ -25,10 +25,7 @@ def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[str, floa
 
 
 def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> dict[str, float]:
-    """Compare two sets of answers to the same questions with McNemar's exact test (McNemar 1947).
-
-    Args:
-        before, after: (N,), whether each answer was right.
+    """Compare two sets of answers to the same questions, (N,) whether each was right, by McNemar's exact test (1947).
 
     Returns:
         the counts `both_right`, `both_wrong`, `only_before`, `only_after`; the `difference` of the shares of right
@@ -45,11 +42,7 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> dict[str
 
 
 def paired_losses(before: Sequence[float], after: Sequence[float]) -> dict[str, float]:
-    """Compare the losses of the same rows.
-
-    Returns:
-        the counts `lower` and `higher` (after than before), the mean `difference`, and the sign test's `p_value`.
-    """
+    """The counts `lower` and `higher` (after than before), the mean `difference`, and the sign test's `p_value`."""
     lower = sum(a < b for b, a in zip(before, after, strict=True))
     higher = sum(a > b for b, a in zip(before, after, strict=True))
     difference = (math.fsum(after) - math.fsum(before)) / max(len(before), 1)

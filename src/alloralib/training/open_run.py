@@ -111,8 +111,8 @@ class OpenRun:
             )  # fmt: skip
 
     def evaluate(
-        self, data: str | None = None, *, split: str | None = None, columns: Mapping[str, str] | None = None,
-        rows: int | None = None, batch_size: int = 16, generate: bool = False,
+        self, data: str | os.PathLike[str] | None = None, *, split: str | None = None,
+        columns: Mapping[str, str] | None = None, rows: int | None = None, batch_size: int = 16, generate: bool = False,
     ) -> PairedEvaluation:  # fmt: skip
         """Evaluate the base model and the tuned model on the same rows.
 
@@ -130,16 +130,16 @@ class OpenRun:
         """
         if generate:
             self.require_language_model()
-        used = self._data.columns(data, columns or {})
-        table = self._data.read(data, split, used)
+        name = None if data is None else os.fspath(data)
+        used = self._data.columns(name, columns or {})
+        table = self._data.read(name, split, used)
         table = table if rows is None else table.take(list(range(min(rows, len(table)))))
         prepared = self._data.prepare(table, used)
 
         def score(which: str) -> Evaluation:
             with tqdm(desc=f"evaluating the {which} model", unit="row", file=sys.stderr, leave=False) as bar:
-                return evaluate_examples(
-                    prepared, self.model, self.processor, batch_size=batch_size, generate=generate, progress=bar.update
-                )
+                settings: Any = {"batch_size": batch_size, "generate": generate, "progress": bar.update}
+                return evaluate_examples(prepared, self.model, self.processor, **settings)
 
         with self.model.disable_adapter():
             base = score("base")
@@ -168,10 +168,8 @@ class OpenRun:
             first = [] if system is None else [{"role": "system", "content": system}]
             prompts = [[*first, *([{"role": "user", "content": p}] if isinstance(p, str) else p)] for p in prompts]
         elif system is not None:
-            raise ConfigError(
-                f"system (--system) has no meaning for task {self.task}",
-                remedy="leave it out, or open the run for task chat (--task chat)",
-            )
+            remedy = "leave it out, or open the run for task chat (--task chat)"
+            raise ConfigError(f"system (--system) has no meaning for task {self.task}", remedy=remedy)
         with self.model.disable_adapter() if base else nullcontext():
             return generate_answers(
                 self.model, self.processor, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
@@ -236,11 +234,8 @@ class OpenRun:
     def require_language_model(self) -> None:
         """Raise `ConfigError` for a classifier."""
         if self.task not in LANGUAGE:
-            raise ConfigError(
-                f"a model for {self.task} generates no text",
-                where=str(self.directory),
-                remedy="evaluate it, without --generate and --lm-eval",
-            )
+            remedy = "evaluate it, without --generate and --lm-eval"
+            raise ConfigError(f"a model for {self.task} generates no text", where=str(self.directory), remedy=remedy)
 
     @cached_property
     def _data(self) -> RunData:
@@ -293,9 +288,6 @@ def _numbered_labels(weights: dict[str, Tensor], directory: Path) -> list[str]:
     """LABEL_0, LABEL_1, ...: one per output of the head that was saved with the adapter."""
     heads = [tensor for key, tensor in weights.items() if key.endswith("weight") and ".lora_" not in key]
     if not heads:
-        raise ConfigError(
-            "the adapter has no head, so the number of classes is unknown",
-            where=str(directory),
-            remedy="open the directory of the run",
-        )
+        what = "the adapter has no head, so the number of classes is unknown"
+        raise ConfigError(what, where=str(directory), remedy="open the directory of the run")
     return [f"LABEL_{i}" for i in range(heads[-1].shape[0])]

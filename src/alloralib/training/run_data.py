@@ -93,9 +93,8 @@ class RunData:
             if len(labels) != len(self.labels or ()):
                 raise ConfigError(
                     f"the data has {len(labels)} classes, and the adapter's head has {len(self.labels or ())}",
-                    where=table.source,
-                    remedy="give data with the classes of the training data, or open the directory of the run",
-                )
+                    where=table.source, remedy="give data with the classes of the training data, or open the run's directory",
+                )  # fmt: skip
         return self._prepared(table, columns, labels)
 
     def prepare_unlabeled(self, rows: Sequence[Any]) -> EvaluationData:
@@ -105,8 +104,7 @@ class RunData:
         names = [name for part, name in columns.named().items() if part != "label"]
         values: dict[str, list[Any]] = {name: [] for name in names}
         for number, row in enumerate(rows, start=1):
-            cells = [row.get(name) for name in names] if isinstance(row, Mapping) else row
-            cells = list(cells) if isinstance(cells, list | tuple) else [cells]
+            cells = [row.get(name) for name in names] if isinstance(row, Mapping) else row if isinstance(row, tuple) else [row]
             if len(cells) != len(names):
                 what = f"expected {len(names)} values ({', '.join(names)}), got {len(cells)}"
                 raise DataError(what, where=f"row {number}", remedy="give texts, or pairs of texts as tuples")
