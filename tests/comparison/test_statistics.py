@@ -118,7 +118,7 @@ def test_holm_against_its_definition() -> None:
     assert holm([0.04, 0.001, 0.9]) == pytest.approx([0.08, 0.003, 0.9])
 
 
-@pytest.mark.parametrize(("low", "high", "claim", "said"), [
+@pytest.mark.parametrize(("low", "high", "claim", "expected"), [
     (1, 2, {"above": 0}, "confirmed"),
     (-2, 0, {"above": 0}, "not confirmed"),
     (-1, 1, {"above": 0}, "inconclusive"),
@@ -129,8 +129,8 @@ def test_holm_against_its_definition() -> None:
     (float("nan"), 1, {"above": 0}, "inconclusive"),
     (float("-inf"), float("inf"), {"below": 0}, "inconclusive"),
 ])  # fmt: skip
-def test_verdict(low, high, claim, said) -> None:
-    assert verdict(low, high, **claim) == said
+def test_verdict(low, high, claim, expected) -> None:
+    assert verdict(low, high, **claim) == expected
 
 
 def test_refusals() -> None:

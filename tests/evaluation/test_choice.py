@@ -46,10 +46,10 @@ def test_choices_by_likelihood(tokenizer, make, batch_size: int) -> None:
 def test_choices_by_generation(tokenizer) -> None:
     model = llama()
     found = evaluate_choices(model, tokenizer, PROMPTS, CHOICES, [0, 1, 0, 2, 1], generate=True, max_new_tokens=5)
-    said = generate_answers(model, tokenizer, PROMPTS, max_new_tokens=5)
-    assert [item["generated"] for item in found.items] == said
+    answers = generate_answers(model, tokenizer, PROMPTS, max_new_tokens=5)
+    assert [item["generated"] for item in found.items] == answers
     assert [item["chosen_generated"] for item in found.items] == [
-        read_choice(text, options) for text, options in zip(said, CHOICES, strict=True)
+        read_choice(text, options) for text, options in zip(answers, CHOICES, strict=True)
     ]
     assert 0 <= found.metrics["accuracy_generated"] <= found.metrics["accuracy_generated_high"]
 

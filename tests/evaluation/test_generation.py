@@ -20,14 +20,14 @@ def tokenizer(tiny_llama):
 
 
 def greedy(model, ids: list[int], ends: list[int], limit: int) -> list[int]:
-    said: list[int] = []
-    while len(said) < limit:
+    answers: list[int] = []
+    while len(answers) < limit:
         with torch.no_grad():
-            token = int(model(input_ids=torch.tensor([ids + said])).logits[0, -1].argmax())
+            token = int(model(input_ids=torch.tensor([ids + answers])).logits[0, -1].argmax())
         if token in ends:
             break
-        said.append(token)
-    return said
+        answers.append(token)
+    return answers
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
@@ -35,9 +35,9 @@ def greedy(model, ids: list[int], ends: list[int], limit: int) -> list[int]:
 def test_generated_answers(tokenizer, make, batch_size: int) -> None:
     model = make()
     done = []
-    said = generate_answers(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=batch_size, progress=done.append)
+    answers = generate_answers(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=batch_size, progress=done.append)
     assert sum(done) == len(PROMPTS)
-    for prompt, answer in zip(PROMPTS, said, strict=True):
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
         alone = greedy(model, tokenizer(prompt)["input_ids"], end_tokens(model, tokenizer), 6)
         assert answer == tokenizer.decode(alone, skip_special_tokens=True)
 
@@ -51,8 +51,8 @@ def test_generation_stops_at_the_end_of_the_turn(tokenizer) -> None:
             break
     stop = next(token for token in free if token != free[0])
     model.generation_config.eos_token_id = [stop]
-    (said,) = generate_answers(model, tokenizer, [word], max_new_tokens=6)
-    assert said == tokenizer.decode(free[: free.index(stop)], skip_special_tokens=True)
+    (answers,) = generate_answers(model, tokenizer, [word], max_new_tokens=6)
+    assert answers == tokenizer.decode(free[: free.index(stop)], skip_special_tokens=True)
 
 
 def test_the_token_that_ends_a_turn_is_found_in_the_template(tokenizer) -> None:

@@ -50,9 +50,9 @@ def test_wilson_interval_ends_where_the_score_test_rejects(correct: int, wrong: 
 
 
 def test_exact_match_folds_case_and_space_and_takes_any_reference() -> None:
-    said = exact_match([" The  EAGLE\n", "eagle", "Eagle."], ["the eagle", ["a bird", "Eagle"], "eagle"])
-    assert [item["correct"] for item in said.items] == [True, True, False]
-    assert said.metrics == proportion("exact_match", [True, True, False])
+    found = exact_match([" The  EAGLE\n", "eagle", "Eagle."], ["the eagle", ["a bird", "Eagle"], "eagle"])
+    assert [item["correct"] for item in found.items] == [True, True, False]
+    assert found.metrics == proportion("exact_match", [True, True, False])
 
 
 def test_perplexity_does_not_overflow() -> None:

@@ -199,7 +199,7 @@ def test_only_labelled_rows_reach_the_head(monkeypatch) -> None:
     assert seen == [int((labels[:, 1:] != IGNORED).sum())]
 
 
-def test_a_shift_by_one_is_told_apart(monkeypatch) -> None:
+def test_a_shift_by_one_is_noticed(monkeypatch) -> None:
     """A mutation: all labels shifted by one position."""
     model, (inputs, labels) = frozen_llama(), batch(masked=True)
     for p in model.parameters():

@@ -76,7 +76,7 @@ def test_image_classifier() -> None:
 
 
 class NoSelection(torch.nn.Module):
-    """A model that makes all logits, whatever it is asked."""
+    """A model without `logits_to_keep`: it computes all logits."""
 
     def __init__(self, model) -> None:
         super().__init__()

@@ -86,21 +86,21 @@ def _unfinished(file: str | None, given: dict[str, Any]) -> RunConfig:
     from ..training.config import RunConfig
     from ..training.directory import RunDirectory
 
-    said = RunConfig.read(file) | given
-    if "output_dir" not in said:
+    given = RunConfig.read(file) | given
+    if "output_dir" not in given:
         raise ConfigError("--resume needs the directory of the run", remedy="give --output-dir, or --config with its settings")
-    directory = RunDirectory(said["output_dir"])
+    directory = RunDirectory(given["output_dir"])
     directory.check_resumable()
     if directory.is_complete:
         from ..records import RECORD_FILE, RunRecord
 
-        return RunConfig.of(RunRecord.read(directory.working / RECORD_FILE).config | {"output_dir": said["output_dir"]})
-    began = RunConfig.of(yaml.safe_load(directory.settings()), str(directory.working))
-    now = RunConfig.of(began.model_dump(exclude_none=True) | {k: v for k, v in said.items() if k != "overwrite"})
+        return RunConfig.of(RunRecord.read(directory.working / RECORD_FILE).config | {"output_dir": given["output_dir"]})
+    started = RunConfig.of(yaml.safe_load(directory.settings()), str(directory.working))
+    now = RunConfig.of(started.model_dump(exclude_none=True) | {k: v for k, v in given.items() if k != "overwrite"})
     for name in RunConfig.model_fields:
-        if name not in ("output_dir", "overwrite") and getattr(began, name) != getattr(now, name):
+        if name not in ("output_dir", "overwrite") and getattr(started, name) != getattr(now, name):
             raise ConfigError(
-                f"the run was started with {name}={getattr(began, name)!r}, not {getattr(now, name)!r}",
+                f"the run was started with {name}={getattr(started, name)!r}, not {getattr(now, name)!r}",
                 where="--resume",
                 remedy=f"leave --{name.replace('_', '-')} out to continue, or start over with --overwrite",
             )

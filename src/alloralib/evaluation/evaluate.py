@@ -1,4 +1,4 @@
-"""Evaluate a model on the rows of one table, whatever kind of task they are."""
+"""Evaluate a model on the rows of one table, for every kind of task."""
 
 from __future__ import annotations
 

@@ -60,11 +60,11 @@ def classification_metrics(predicted: NDArray[np.int64], truth: NDArray[np.int64
     """
     confusion = np.zeros((classes, classes), dtype=np.int64)  # row: truth, column: predicted
     np.add.at(confusion, (truth, predicted), 1)
-    hits, true, said = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
-    in_either, in_truth = true + said > 0, true > 0
+    hits, true, answered = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    in_either, in_truth = true + answered > 0, true > 0
     return {
         **proportion("accuracy", (predicted == truth).tolist()),
-        "macro_f1": float(np.mean(2 * hits[in_either] / (true + said)[in_either])) if in_either.any() else 0.0,
+        "macro_f1": float(np.mean(2 * hits[in_either] / (true + answered)[in_either])) if in_either.any() else 0.0,
         "balanced_accuracy": float(np.mean(hits[in_truth] / true[in_truth])) if in_truth.any() else 0.0,
     }
 

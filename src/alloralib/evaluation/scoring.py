@@ -64,7 +64,7 @@ def evaluate_classifier(
 def evaluate_loss(model: Any, examples: Any, collate: Collate, batch_size: int, progress: Progress = no_progress) -> Evaluation:
     """The cross-entropy of a causal language model, in nats per token.
 
-    Tokens with label -100 (padding, prompts) are not counted. All others have the same weight, whatever their batch.
+    Tokens with label -100 (padding, prompts) are not counted. All others have the same weight, in batches of any size.
 
     Args:
         model: its output has `logits` of shape (batch, length, vocabulary); position t predicts token t + 1.

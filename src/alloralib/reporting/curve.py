@@ -8,12 +8,7 @@ from ..records import RunRecord
 
 
 def draw_loss(record: RunRecord, path: str | os.PathLike[str]) -> None:
-    """Draw training and validation loss by optimizer step, with the learning rate below them.
-
-    Args:
-        record: of a finished run.
-        path: the PNG file to write.
-    """
+    """Draw the training and validation loss of a finished run by optimizer step, and the learning rate below, as a PNG."""
     from matplotlib.figure import Figure  # not pyplot, which opens windows and has global state
 
     steps = [entry["step"] for entry in record.history]
