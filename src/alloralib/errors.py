@@ -1,4 +1,4 @@
-"""The project's errors: each says what failed, where, and what to do about it."""
+"""The errors of alloralib. Each says what failed, where, and the remedy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class AlloraError(ValueError):
-    """A mistake that the caller can mend.
+    """An error that the caller can fix.
 
     Args:
         what: what is wrong, with the offending value.
-        where: the file, row, flag or layer it was found in.
+        where: the file, row, flag or layer.
         remedy: the next thing to do.
 
     The command line prints the message without a traceback and exits with code 2.
@@ -26,40 +26,40 @@ class AlloraError(ValueError):
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """So that one raised in another process arrives whole."""
+        """Pickled with all attributes, so that an error of another process arrives complete."""
         return _again, (type(self), self.__dict__ | {"args": self.args})
 
 
 class ConfigError(AlloraError):
-    """A setting that does not exist, has a value it cannot have, or contradicts another."""
+    """A setting that does not exist, is out of range, or contradicts another one."""
 
 
 class LayerError(AlloraError):
-    """A layer, or a combination of adapters on a layer, that the rule is not defined or not tested on."""
+    """A layer, or a combination of adapters on it, for which the rule is not defined or not tested."""
 
 
 class MergeError(AlloraError):
-    """An adapter that no matrix added to the frozen weight can stand for."""
+    """An adapter that cannot be merged into the frozen weight, or a merged model that computes something else."""
 
 
 class DataError(AlloraError):
-    """A data set, or one of its rows, that cannot be trained on."""
+    """A data set, or a row of it, that cannot be used."""
 
 
 class ModelError(AlloraError):
-    """A model that is not there, is not a model, or does not fit the task."""
+    """A model that cannot be found or loaded, or does not fit the task."""
 
 
 class CheckpointError(AlloraError):
-    """A checkpoint that is damaged, or cannot be written without pickle."""
+    """A damaged checkpoint, or a state that cannot be saved without pickle."""
 
 
 class TrainingError(AlloraError):
-    """A run that cannot go on: a loss that is no number, a check before the first step that failed."""
+    """A run that cannot continue: a NaN or infinite loss, or a failed check before the first step."""
 
 
 class Interrupted(AlloraError):
-    """A run that a signal ended early, with a checkpoint to go on from.
+    """A run that a signal stopped, with a checkpoint to resume from.
 
     Args:
         signal: its number; the command line exits with 128 plus it.
@@ -71,7 +71,7 @@ class Interrupted(AlloraError):
 
 
 class RecordError(AlloraError):
-    """A run's record that is not one, or belongs to a later version."""
+    """A file that is not a record of a run, or was written by another version."""
 
 
 def _again(kind: type[AlloraError], state: dict[str, Any]) -> AlloraError:
@@ -81,7 +81,7 @@ def _again(kind: type[AlloraError], state: dict[str, Any]) -> AlloraError:
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> list[str]:
-    """The known names closest in spelling to `name`, best first; empty where none is close."""
+    """The known names closest in spelling to `name`, best first; empty if none is close."""
     return difflib.get_close_matches(name, list(known), n=most, cutoff=0.6)
 
 

@@ -1,4 +1,4 @@
-"""A run's record: everything that is needed to judge it and to run it again. JSON in and out, strict; no torch."""
+"""A run's record: everything that is needed to judge it and to repeat it. Strict JSON; imports no torch."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class RunRecord:
     """One training run.
 
     Attributes:
-        config: the resolved run configuration; `allora train` takes it back.
-        command: the command line that does the run again.
-        versions: of Python and the libraries that compute.
+        config: the resolved run configuration, by field name.
+        command: the command line that repeats the run.
+        versions: of Python and the libraries.
         machine: processor and number of threads.
         model: name, task and size of the frozen model.
-        data: source, sha256 and number of rows of each part, and what was left out.
-        adapter: method, number of adapted modules and of trained parameters.
+        data: source, sha256 and number of rows of each part, and rows that were removed.
+        adapter: method, number of adapted modules and of trainable parameters.
         preflight: tokens per epoch, padding, estimated cost, warnings.
         metrics: `before` and `after` on the test rows.
         history: per logged step: step, loss, learning_rate, grad_norm, tokens (seen so far).
         validation: `history` (step and metrics) and `best_step`, whose weights were kept; None without validation rows.
-        rule: per look: step, and by layer the mean and largest row norm of BA, the smallest and mean scale.
+        rule: per recorded step: step, and by layer the mean and largest row norm of BA, the smallest and mean scale.
         seconds: wall-clock by phase.
     """
 
@@ -51,16 +51,16 @@ class RunRecord:
     format: int = FORMAT
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write to a JSON file. NaN and infinity become null, which JSON has a word for."""
+        """Write to a JSON file. NaN and infinity become null."""
         text = json.dumps(finite(asdict(self)), indent=1, sort_keys=True, allow_nan=False)
         write_text(Path(path), text + "\n")
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> RunRecord:
-        """Read what `write` wrote.
+        """Read a record that `write` wrote.
 
         Raises:
-            RecordError: not there, not JSON, not a record, or of another version.
+            RecordError: the file is missing, not JSON, not a record, or of another version.
         """
         where = str(path)
         try:

@@ -20,6 +20,10 @@ ApplyTo = Literal["gradient", "update"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Reporter = Literal["tensorboard", "wandb", "trackio"]
 
+_PART_SETTINGS = {
+    *("data", "data_dir", "validation_data", "validation_share", "test_data", "test_share"),
+    *("train_rows", "validation_rows", "test_rows", "data_seed", "evaluation_seed"),
+}
 _ALL_PARTS = sorted({part for parts in PARTS.values() for part in parts})
 
 DEFAULT_TEST_SHARE = 0.1
@@ -165,6 +169,10 @@ class RunConfig(BaseModel):
         known = REGISTRY[self.data].columns.named() if self.data in REGISTRY else {}
         given = {part: name for part in _ALL_PARTS if (name := getattr(self, f"{part}_column")) is not None}
         return Columns.of(self.kind, known | given)
+
+    def part_settings(self) -> dict[str, Any]:
+        """The settings that say which rows are in which part, as `data.parts.load_parts` takes them."""
+        return self.model_dump(include=_PART_SETTINGS)
 
     @classmethod
     def of(cls, settings: dict[str, Any], where: str | None = None) -> RunConfig:
