@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from alloralib.comparison.statistics import compare_crossed, verdict
+from alloralib.comparison.statistics import verdict
 
 from ..cells import Cell, Key, Result, Settings, select
 from ..commonsense import METHODS, adapted, encode, load_tasks, mean_loss, read_answers, tune
+from ..crossed import compare_crossed
 from ..data import StudyData
 from ..drawing import axes_grid, save
 from ..printed import TABLE3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alloralib.comparison.statistics import compare, compare_crossed, holm, interval, verdict
+from alloralib.comparison.statistics import compare, holm, interval, verdict
 
 SIMULATIONS = 400
 
@@ -56,29 +56,11 @@ def test_identical_arms_over_items() -> None:
     assert missed <= stats.binom.ppf(0.999, SIMULATIONS, 0.06)  # at n = 100 the bootstrap's coverage is up to a percent too low
 
 
-def crossed(rng, gain=0.0, seeds=5, items=200):
-    """Right or wrong by seed and item: items differ in difficulty, seeds in luck, separately for each arm."""
-    hard = rng.normal(0, 1.5, items)
-    luck = rng.normal(0, 0.15, (2, seeds, 1))
-    return [
-        (rng.random((seeds, items)) < 1 / (1 + np.exp(-(1 + g + hard + luck[i])))).astype(float) for i, g in ((0, gain), (1, 0))
-    ]
-
-
-def test_identical_arms_over_seeds_and_items() -> None:
-    rng = np.random.default_rng(2)
-    found = [compare_crossed(*crossed(rng)) for _ in range(SIMULATIONS)]
-    assert not_too_often(sum(c.p < 0.05 for c in found))
-    assert sum(c.p < 0.05 for c in found) >= 3  # and the test has power
-
-
 def test_planted_differences_are_found() -> None:
     rng = np.random.default_rng(3)
     over_seeds = [compare(*seeds_like(rng, shift=2.0)) for _ in range(100)]
     assert sum(c.p < 0.05 and c.low > 0 for c in over_seeds) >= 90
     assert np.mean([c.mean for c in over_seeds]) == pytest.approx(2.0, abs=0.15)
-    over_both = [compare_crossed(*crossed(rng, gain=0.8)) for _ in range(100)]
-    assert sum(c.p < 0.05 for c in over_both) >= 90
 
 
 def test_pairing_gives_the_power() -> None:
@@ -148,7 +130,6 @@ def test_no_spread() -> None:
     same = compare([1.0, 2.0], [1.0, 2.0])
     assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
     assert compare([2.0, 3.0, 4.0], [1.0, 2.0, 3.0]).p == 0.25
-    assert compare_crossed(np.ones((2, 2)), np.ones((2, 2))).p == 1
 
 
 def test_the_bootstrap_is_seeded() -> None:
