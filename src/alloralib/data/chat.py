@@ -19,7 +19,10 @@ IGNORED = -100
 """The label that torch's cross-entropy ignores."""
 
 ROLES = {
-    "system": "system", "user": "user", "human": "user", "tool": "tool",
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "tool": "tool",
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
 }
 """Role names found in data sets, and the names that chat templates know."""

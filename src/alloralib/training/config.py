@@ -23,9 +23,13 @@ Reporter = Literal["tensorboard", "wandb", "trackio"]
 _ALL_PARTS = sorted({part for parts in PARTS.values() for part in parts})
 
 DEFAULT_TEST_SHARE = 0.1
-DEFAULT_VALIDATION_SHARE = 0.1
 DEFAULT_CHECKPOINTS = 10
 DEFAULT_EPOCHS = 3.0
+DATA_SETTINGS = {
+    *("data", "data_dir", "validation_data", "validation_share", "test_data", "test_share"),
+    *("train_rows", "validation_rows", "test_rows", "data_seed", "evaluation_seed"),
+}
+"""The settings that `data.parts.load_parts` takes."""
 
 
 class RunConfig(BaseModel):

@@ -29,16 +29,12 @@ from .arguments import check_optimizer
 from .callbacks import StopOnSignal
 from .checkpoints import Checkpoint, read_latest
 from .compiling import check_compiling, compile_blocks, eagerly
-from .config import DEFAULT_TEST_SHARE, RunConfig
+from .config import DATA_SETTINGS, DEFAULT_TEST_SHARE, RunConfig
 from .directory import RunDirectory
 from .models import load_model, load_processor, locate
 from .processes import is_main_process
 from .state import RunState
 
-_SETTINGS_OF_THE_PARTS = {
-    *("data", "data_dir", "validation_data", "validation_share", "test_data", "test_share"),
-    *("train_rows", "validation_rows", "test_rows", "data_seed", "evaluation_seed"),
-}
 _TASK_TYPES = {"classification": TaskType.SEQ_CLS, "image-classification": None}
 # PEFT finds the new head of a text classifier by the task type; of an image classifier it must be named
 _IMAGE_HEAD = {"modules_to_save": ["classifier"], "exclude_modules": ["classifier"]}
@@ -175,7 +171,7 @@ def _adapter_config(config: RunConfig) -> Any:
 
 
 def _load_parts(config: RunConfig) -> Parts:
-    settings: Any = config.model_dump(include=_SETTINGS_OF_THE_PARTS)
+    settings: Any = config.model_dump(include=DATA_SETTINGS)
     parts = load_parts(config.kind, config.columns, **settings, default_test_share=DEFAULT_TEST_SHARE)
     if parts.validation is None and (config.patience or config.evaluate_every or config.validation_rows):
         what = "patience, evaluate_every and validation_rows need validation rows, and there are none"

@@ -18,12 +18,8 @@ from ..data.registry import REGISTRY
 from ..data.table import Table, read_table
 from ..errors import AlloraError, ConfigError, DataError
 from ..evaluation.evaluate import EvaluationData
-from .config import RunConfig
+from .config import DATA_SETTINGS, RunConfig
 
-_SETTINGS = {
-    *("data", "data_dir", "validation_data", "validation_share", "test_data", "test_share"),
-    *("train_rows", "validation_rows", "test_rows", "data_seed", "evaluation_seed"),
-}
 SENTENCES = (
     "The capital of France is",
     "Once upon a time there was a",
@@ -73,7 +69,7 @@ class RunData:
                 what = "a split is for a registered set or for the run's own data"
                 raise ConfigError(what, where=data, remedy="leave --split out: all rows of a file are used")
             return read_table(data)
-        settings: dict[str, Any] = {} if self.config is None else self.config.model_dump(include=_SETTINGS)
+        settings: dict[str, Any] = {} if self.config is None else self.config.model_dump(include=DATA_SETTINGS)
         if data is not None:  # a registered set, from the same place as the run's own
             settings = {"data": data, "data_dir": settings.get("data_dir")}
         rows = getattr(load_parts(self.task, columns, **settings), split or "test")
