@@ -1,4 +1,4 @@
-"""What is known of every registered set is complete and consistent, and costs no import."""
+"""The registry's entries are complete and consistent, and importing it is cheap."""
 
 import subprocess
 import sys
