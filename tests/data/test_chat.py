@@ -125,7 +125,7 @@ CHATS = st.tuples(st.none() | CONTENT, st.lists(st.tuples(CONTENT, ANSWER), min_
 
 @settings(max_examples=40)
 @given(chat=CHATS)
-def test_the_difference_is_what_markers_say(smollm, chat) -> None:
+def test_the_difference_equals_the_markers(smollm, chat) -> None:
     system, turns, last = chat
     messages = talk(
         *([] if system is None else [f"s:{system}"]),
@@ -211,7 +211,7 @@ def test_the_tokens_do_not_depend_on_whether_trl_is_installed(smollm, name: str,
     assert [ChatEncoder(tokenizer)(messages, "here") for messages in EXPECTED] == expected
 
 
-def test_markers_that_leave_out_the_stop_token_are_not_believed(smollm) -> None:
+def test_markers_that_leave_out_the_stop_token_are_not_used(smollm) -> None:
     template = MARKED.replace("'<|im_end|>' }}{% endgeneration %}", "'' }}{% endgeneration %}{{ '<|im_end|>' }}")
     encoder = ChatEncoder(with_template(smollm, template))
     assert encoder.template is None
@@ -224,13 +224,13 @@ def test_a_turn_without_a_stop_token_is_trained_to_its_end(smollm) -> None:
     assert trained(ChatEncoder(with_template(smollm, template)), talk("u:Hi", "a:Yes")) == " Yes\n"
 
 
-def test_a_template_that_rewrites_what_was_said_is_refused(smollm) -> None:
+def test_a_template_that_is_not_prefix_preserving_is_refused(smollm) -> None:
     template = "{{ messages | length }}" + MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     with pytest.raises(ModelError, match=r"not prefix-preserving[\s\S]*generation"):
         ChatEncoder(with_template(smollm, template))(EXPECTED[0], "here")
 
 
-def test_a_template_that_rewrites_a_row_of_its_own_kind_is_refused(smollm) -> None:
+def test_a_row_on_which_the_template_is_not_prefix_preserving_is_refused(smollm) -> None:
     """What the probe of the template does not show, a conversation with a system message here, its row does."""
     template = "{% if messages[0]['role'] == 'system' %}{{ messages | length }}{% endif %}"
     template += MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
@@ -245,7 +245,7 @@ def test_a_tokenizer_without_a_template_is_refused(smollm) -> None:
         ChatEncoder(with_template(smollm, None))
 
 
-def test_what_a_template_refuses_names_the_row(smollm) -> None:
+def test_a_conversation_that_the_template_refuses_is_named(smollm) -> None:
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + MARKED
     table = Table("x", "0", {"messages": [EXPECTED[1], EXPECTED[0]]})
     with pytest.raises(DataError, match="x, row 2: the chat template refuses the conversation: no system here"):

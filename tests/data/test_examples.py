@@ -152,7 +152,7 @@ def test_every_form_of_images_gives_the_same_pixels(name: str, vit) -> None:
     assert "row" not in batch
 
 
-def test_a_trainer_takes_them_as_they_are(vit) -> None:
+def test_transformers_trainer_takes_image_examples(vit) -> None:
     """With unused columns dropped, which is transformers' default."""
     examples = build_examples("image-classification", read_table(str(FIXTURES / "images")), IMAGE, processor=vit)
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -164,7 +164,7 @@ def test_a_trainer_takes_them_as_they_are(vit) -> None:
         assert trainer.train().training_loss > 0
 
 
-def test_real_photographs_in_a_folder_per_class(tmp_path, vit) -> None:
+def test_real_photographs_in_one_directory_per_class(tmp_path, vit) -> None:
     with zipfile.ZipFile(data_dir() / "cifar10/cifar10_jpg_subset.zip") as archive:
         found: dict[str, list[str]] = {}
         for name in archive.namelist():
@@ -202,7 +202,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_is_no_image_is_refused(case: str, vit) -> None:
+def test_files_that_are_not_images_are_refused(case: str, vit) -> None:
     cell, match = BROKEN[case]
     rows = Table(str(FIXTURES / "images.csv"), "0", {"image": ["images/cat/0.png", cell], "label": ["a", "b"]}, [2, 3])
     with pytest.raises(DataError, match=match) as caught:
@@ -210,6 +210,6 @@ def test_what_is_no_image_is_refused(case: str, vit) -> None:
     assert "images.csv, row 2 (line 3)" in str(caught.value)
 
 
-def test_paths_are_read_beside_the_file_that_names_them() -> None:
+def test_image_paths_are_relative_to_the_file_that_names_them() -> None:
     first = image_sources(read_table(str(FIXTURES / "images.csv")), "image")[0]
     assert first == {"bytes": None, "path": str(FIXTURES / "images/cat/0.png")}

@@ -90,7 +90,7 @@ def overlapping(tables) -> dict[str, int]:
     return {"train": 1, "train/test": 6, "train/validation": 3, "validation/test": 2, "unlabelled": 0}
 
 
-def test_what_stands_in_two_parts_leaves_the_earlier_one(tables) -> None:
+def test_an_example_in_two_parts_is_removed_from_the_earlier_one(tables) -> None:
     removed = overlapping(tables)
     parts = load(validation_data="validation", test_data="test")
     assert parts.test == tables["test"]
@@ -114,7 +114,7 @@ def test_given_validation_and_a_share_to_test_on(tables) -> None:
     st.integers(0, 5),
     st.booleans(),
 )
-def test_no_example_is_shared_whatever_the_tables(train: list[str], test: list[str], seed: int, fixed: bool) -> None:
+def test_parts_of_random_tables_share_no_example(train: list[str], test: list[str], seed: int, fixed: bool) -> None:
     known = {"all": [*train, "i", "j", "k"], "test": test}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "read_table", lambda n: Table(n, "0", {"text": known[n], "label": ["1"] * len(known[n])}))
@@ -143,7 +143,7 @@ def test_a_broken_guard_against_leaks_is_noticed(tables, monkeypatch, broken: st
         check_no_leak("classification", TEXT, load(validation_data="validation", test_data="test"))
 
 
-def test_a_share_that_tears_a_prompt_apart_is_noticed(tables, monkeypatch) -> None:
+def test_a_share_that_splits_the_rows_of_a_prompt_is_noticed(tables, monkeypatch) -> None:
     rows = [f"p{i % 7}" for i in range(40)]
     tables["all"] = Table("all", "0", {"prompt": rows, "completion": [f"c{i}" for i in range(40)]})
 
@@ -163,7 +163,7 @@ def test_all_of_train_in_test_is_refused(tables) -> None:
         load(test_data="test")
 
 
-def test_rows_are_drawn_after_duplicates_are_out(tables) -> None:
+def test_rows_are_drawn_after_duplicates_are_removed(tables) -> None:
     overlapping(tables)
     parts = load(validation_data="validation", test_data="test", train_rows=3, validation_rows=2, test_rows=4)
     assert (len(parts.train), len(texts(parts.validation)), len(parts.test)) == (3, 2, 4)
@@ -191,7 +191,7 @@ def test_files_are_read_and_their_columns_named(tmp_path) -> None:
         load_parts("classification", TEXT, data=str(path))
 
 
-def test_what_makes_two_rows_the_same_example(tmp_path) -> None:
+def test_when_two_rows_are_the_same_example(tmp_path) -> None:
     def keys(kind: Kind, columns: Columns, **values: list[Any]) -> list[str]:
         return example_keys(kind, Table("x", "0", values), columns)
 
@@ -209,7 +209,7 @@ def test_what_makes_two_rows_the_same_example(tmp_path) -> None:
     assert one == two != three
 
 
-def test_conversations_are_the_same_where_others_than_the_assistant_say_the_same() -> None:
+def test_conversations_are_the_same_example_if_all_but_the_assistant_say_the_same() -> None:
     def talk(*turns: tuple[str, str]) -> list[dict[str, str]]:
         return [{"role": role, "content": content} for role, content in turns]
 

@@ -42,7 +42,7 @@ def test_rows_know_their_line() -> None:
     assert read_table(str(FIXTURES / "reviews.parquet")).lines is None
 
 
-def test_a_directory_of_images_has_a_folder_per_class() -> None:
+def test_a_directory_of_images_has_one_directory_per_class() -> None:
     table = read_table(str(FIXTURES / "images"))
     assert table.columns == {
         "image": ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.jpg"],
@@ -101,7 +101,7 @@ def test_malformed_files_are_refused_with_the_place(tmp_path, name: str) -> None
 
 
 @given(st.sampled_from(SAME_ROWS), st.data())
-def test_whatever_the_bytes_the_answer_is_rows_or_an_explanation(name: str, data) -> None:
+def test_random_bytes_give_rows_or_a_data_error(name: str, data) -> None:
     """Fixtures with bytes overwritten, put in or cut off."""
     content = bytearray((FIXTURES / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
@@ -180,7 +180,7 @@ def test_missing_column_and_empty_text_are_named(tmp_path) -> None:
         table.texts("sentence", "text-column")
 
 
-def test_rows_that_were_taken_still_know_their_place() -> None:
+def test_selected_rows_still_know_their_place_in_the_file() -> None:
     table = Table("a.parquet", "0", {"text": list("abcdef")})
     assert table.take([1, 3, 5]).take([2]).where(0) == "a.parquet, row 6"
     lined = Table("a.csv", "0", {"text": list("abc")}, [2, 3, 7]).take([2])

@@ -56,7 +56,7 @@ def test_published_files_are_read_whole(name: str) -> None:
                 assert 2 <= len(choices) <= 5
 
 
-def test_labels_are_where_they_belong() -> None:
+def test_published_labels_belong_to_their_texts() -> None:
     def counts(name: str, part: Any) -> Counter[str]:
         table = read_part(name, part, data_dir())
         assert table is not None
@@ -84,7 +84,7 @@ def test_only_a_line_feed_ends_a_line() -> None:
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_no_example_stands_in_two_parts(name: str) -> None:
+def test_no_example_is_in_two_parts(name: str) -> None:
     known = REGISTRY[name]
     parts = load_parts(known.kind, known.columns, data=name, data_dir=data_dir(), validation_share=0.1)
     check_no_leak(known.kind, known.columns, parts)
@@ -152,7 +152,7 @@ def test_a_full_e2e_directory_trains_on_the_training_set(tmp_path) -> None:
     assert [t and t.columns["completion"] for t in (read_part("e2e_nlg", p, tmp_path) for p in PARTS)] == [["a"], ["b"], ["c"]]
 
 
-def test_nothing_there_says_what_was_looked_for(tmp_path) -> None:
+def test_a_missing_set_names_the_files_that_were_looked_for(tmp_path) -> None:
     with pytest.raises(DataError, match=r"stsa\.binary\.train\[\.gz\]") as caught:
         read_part("sst2", "train", tmp_path)
     assert "sst2/{train|validation|test}.{csv|tsv|jsonl|json|parquet}[.gz]" in str(caught.value)
@@ -243,7 +243,7 @@ def test_rows_of_the_hub_become_parts(monkeypatch, name: str) -> None:
     assert asked == [(REGISTRY[name].hub.id, REGISTRY[name].hub.config, "train", REGISTRY[name].hub.revision)]
 
 
-def test_the_hubs_class_names_are_ours(monkeypatch) -> None:
+def test_class_names_of_the_hub_are_kept(monkeypatch) -> None:
     stand_in(
         monkeypatch, [{"text": "a", "label": 3}, {"text": "b", "label": -1}], {"label": list(REGISTRY["emotion"].labels or ())}
     )
@@ -252,7 +252,7 @@ def test_the_hubs_class_names_are_ours(monkeypatch) -> None:
     assert table.columns["label"] == ["anger", None]
 
 
-def test_a_part_that_the_hub_has_not_is_none(monkeypatch) -> None:
+def test_a_part_that_is_not_on_the_hub_is_none(monkeypatch) -> None:
     assert stand_in(monkeypatch, []) == []
     assert read_part("imdb", "validation") is None
 
@@ -287,7 +287,7 @@ def test_rows_without_a_label_are_left_out_and_counted(monkeypatch) -> None:
 # commonsense: the published items again, from rows in the hub's shape
 
 
-def test_the_published_item_of_arc_is_written_again() -> None:
+def test_an_arc_row_becomes_the_published_item() -> None:
     path = data_dir() / "commonsense/ARC-Easy/train.json.gz"
     item = json.loads(gzip.decompress(path.read_bytes()))[0]
     assert instruction("arc_easy", ARC) == (item["instruction"], item["answer"])
@@ -333,7 +333,7 @@ def hub_row(task: str, text: str, answer: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("task", ["boolq", "piqa", "social_i_qa", "winogrande", "arc_easy", "arc_challenge", "openbookqa"])
-def test_every_published_item_is_written_again_character_by_character(task: str) -> None:
+def test_every_row_becomes_the_published_item_character_by_character(task: str) -> None:
     table = read_part(task, "test", data_dir())
     assert table is not None
     for prompt, right in zip(table.columns["prompt"], table.columns["answer"], strict=True):
@@ -342,7 +342,7 @@ def test_every_published_item_is_written_again_character_by_character(task: str)
         assert instruction(task, hub_row(task, text, answer)) == (text, answer)
 
 
-def test_hellaswag_is_written_as_published(monkeypatch) -> None:
+def test_a_hellaswag_row_becomes_the_published_item(monkeypatch) -> None:
     row = {"activity_label": "Drums", "ctx": "A man", "endings": ["sits.", "sings.", "plays.", "sleeps."], "label": "2"}
     text, answer = instruction("hellaswag", row)
     assert text == (

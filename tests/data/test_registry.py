@@ -1,4 +1,4 @@
-"""What is known of every registered set is complete and consistent, and costs no import."""
+"""The registry's entries are complete and consistent, and importing it is cheap."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def test_every_entry_is_well_formed(name: str) -> None:
     assert len(set(known.hub.splits.values())) == len(known.hub.splits), "no split is two parts"
     assert known.folders[0] == name
     assert known.about
-    assert known.licence
+    assert known.license
     if known.labels is not None:
         assert len(set(known.labels)) == len(known.labels) >= 2
         assert not any(label.isdigit() for label in known.labels), "digits are read as numbers of classes"

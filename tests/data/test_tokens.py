@@ -1,4 +1,4 @@
-"""Tokenized rows that are kept: found again by all that they are made of, and by nothing less."""
+"""The cache of tokenized rows: its key holds everything that the tokens depend on."""
 
 import json
 import pickle
@@ -44,7 +44,7 @@ def entry(kept) -> Path:
     return found
 
 
-def test_what_is_read_is_what_was_written_from_a_mapped_file(kept):
+def test_cached_examples_equal_those_written_and_are_memory_mapped(kept):
     made = examples()
     open_cache().write(TABLE, made)
     found = open_cache().read(TABLE)
@@ -55,24 +55,24 @@ def test_what_is_read_is_what_was_written_from_a_mapped_file(kept):
         assert str(entry(kept)) in mapped.read_text()
 
 
-def test_a_selection_of_rows_is_kept_as_it_is_seen():
+def test_a_selection_of_rows_is_cached_as_selected():
     made = examples().select([2, 0])
     open_cache().write(TABLE, made)
     assert open_cache().read(TABLE)[:] == made[:]
 
 
-def test_nothing_is_found_where_nothing_was_written():
+def test_an_empty_cache_returns_none():
     assert open_cache().read(TABLE) is None
 
 
-def test_the_state_that_a_call_leaves_in_a_tokenizer_does_not_count():
+def test_truncation_and_padding_state_of_a_tokenizer_do_not_change_the_key():
     tokenizer = word_level(WORDS)
     before = open_cache(tokenizer).key(TABLE)
     tokenizer("good film", truncation=True, max_length=1, padding="max_length")
     assert open_cache(tokenizer).key(TABLE) == before
 
 
-def test_the_name_of_the_source_does_not_count():
+def test_the_name_of_the_source_does_not_change_the_key():
     assert open_cache().key(TABLE) == open_cache().key(replace(TABLE, source="elsewhere.csv", sha256="1", lines=[1, 2, 3]))
 
 
@@ -121,18 +121,18 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("what", CHANGED)
-def test_every_ingredient_counts(what):
+def test_every_ingredient_changes_the_key(what):
     assert CHANGED[what]() != open_cache().key(TABLE)
 
 
 @pytest.mark.parametrize("library", tokens._LIBRARIES)
-def test_every_version_counts(monkeypatch, library):
+def test_every_library_version_changes_the_key(monkeypatch, library):
     before, version = open_cache().key(TABLE), tokens.importlib.metadata.version
     monkeypatch.setattr(tokens.importlib.metadata, "version", lambda name: "0" if name == library else version(name))
     assert open_cache().key(TABLE) != before
 
 
-def test_our_own_format_counts(monkeypatch):
+def test_the_cache_format_changes_the_key(monkeypatch):
     before = open_cache().key(TABLE)
     monkeypatch.setattr(tokens, "FORMAT", tokens.FORMAT + 1)
     assert open_cache().key(TABLE) != before
@@ -150,7 +150,7 @@ def _flip(path):
 
 @pytest.mark.parametrize("damage", [_cut, _flip, Path.unlink])
 @pytest.mark.parametrize("file", ["data-00000-of-00001.arrow", "state.json", "dataset_info.json", tokens.MANIFEST])
-def test_a_damaged_entry_is_named_thrown_away_and_made_again(kept, capsys, damage, file):
+def test_a_damaged_entry_is_reported_deleted_and_written_again(kept, capsys, damage, file):
     open_cache().write(TABLE, examples())
     damage(entry(kept) / file)
     assert open_cache().read(TABLE) is None
@@ -160,7 +160,7 @@ def test_a_damaged_entry_is_named_thrown_away_and_made_again(kept, capsys, damag
     assert open_cache().read(TABLE)[:] == examples()[:]
 
 
-def test_the_check_of_the_files_is_what_finds_a_flipped_bit(kept, monkeypatch):
+def test_only_the_digests_find_a_flipped_bit(kept, monkeypatch):
     open_cache().write(TABLE, examples())
     _flip(entry(kept) / "data-00000-of-00001.arrow")
     monkeypatch.setattr(tokens, "_digests", lambda place: json.loads((place / tokens.MANIFEST).read_text())["sha256"])
@@ -168,7 +168,7 @@ def test_the_check_of_the_files_is_what_finds_a_flipped_bit(kept, monkeypatch):
     assert found is None or found[:] != examples()[:]
 
 
-def test_writers_at_once_leave_one_whole_entry(kept):
+def test_concurrent_writers_leave_one_complete_entry(kept):
     caches, made = [open_cache() for _ in range(8)], examples()
     together = threading.Barrier(len(caches))
 
@@ -185,21 +185,21 @@ def test_writers_at_once_leave_one_whole_entry(kept):
     assert open_cache().read(TABLE)[:] == made[:]
 
 
-def test_what_was_begun_and_left_is_no_entry(kept, monkeypatch):
+def test_an_incomplete_write_leaves_no_entry(kept, monkeypatch):
     monkeypatch.setattr(Path, "rename", lambda *args: (_ for _ in ()).throw(OSError("no room")))
     open_cache().write(TABLE, examples())
     assert list(kept.iterdir()) == []
     assert open_cache().read(TABLE) is None
 
 
-def test_a_place_that_cannot_be_written_does_not_stop_a_run(tmp_path, monkeypatch):
+def test_an_unwritable_cache_directory_does_not_stop_a_run(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ALLORA_CACHE", str(tmp_path / "file"))
     open_cache().write(TABLE, examples())
     assert open_cache().read(TABLE) is None
 
 
-def test_the_switch_turns_it_off(kept, monkeypatch):
+def test_the_environment_variable_turns_the_cache_off(kept, monkeypatch):
     open_cache().write(TABLE, examples())
     monkeypatch.setenv(tokens.SWITCH, "0")
     assert open_cache().read(TABLE) is None
@@ -207,7 +207,7 @@ def test_the_switch_turns_it_off(kept, monkeypatch):
     assert len(list(kept.iterdir())) == 1
 
 
-def test_a_switch_that_is_neither_is_refused(monkeypatch):
+def test_another_value_of_the_environment_variable_is_refused(monkeypatch):
     monkeypatch.setenv(tokens.SWITCH, "perhaps")
     with pytest.raises(ConfigError, match="neither on nor off"):
         open_cache()

@@ -1,4 +1,4 @@
-"""The checkpoint format: what goes in comes out, bit by bit; what is damaged is found."""
+"""The checkpoint format: states survive bit by bit, damage is found."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_any_state_survives(state) -> None:
     assert same(from_json(json.loads(json.dumps(to_json(state, tensors, "s"))), tensors), state)
 
 
-def test_what_would_need_pickle_is_refused() -> None:
+def test_states_that_need_pickle_are_refused() -> None:
     with pytest.raises(CheckpointError, match="without pickle"):
         to_json({"f": lambda: None}, {}, "s")
 
@@ -78,7 +78,7 @@ def test_every_file_is_guarded(tmp_path, name: str) -> None:
         read_latest(tmp_path)
 
 
-def test_views_and_shared_tensors_are_written_whole(tmp_path) -> None:
+def test_views_and_shared_tensors_are_written_in_full(tmp_path) -> None:
     w = torch.arange(6.0).view(2, 3)
     write_checkpoint(tmp_path, 1, {"a": {"row": w[0], "all": w, "columns": w.T}}, {})
     tensors = read_checkpoint(path_of(tmp_path, 1)).tensors["a"]

@@ -1,4 +1,4 @@
-"""A compiled run trains by the same rule, writes the same files, goes on bit by bit, and says what compiling costs.
+"""A compiled run trains by the same rule, writes the same files, is resumed bit by bit, and reports what compiling costs.
 
 Most of it needs no code to be generated: the backend "eager" has a block traced, the rule's backward pass too, under the
 same guards as inductor's, and runs what was traced. The run that is resumed goes through inductor and its C++.
@@ -204,12 +204,12 @@ def test_a_run_says_what_compiling_costs_and_ends_where_the_uncompiled_one_does(
     assert main(["merge", str(run), "--output-dir", str(tmp_path / "merged")]) == 0
 
 
-def test_a_machine_without_a_compiler_is_told(language, tmp_path, capsys) -> None:
+def test_a_machine_without_a_compiler_is_refused(language, tmp_path, capsys) -> None:
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
         refused([*language, "--compile"], tmp_path, capsys, r"needs a C\+\+ compiler")
 
 
-def test_a_compiler_that_fails_is_told(language, tmp_path, capsys, monkeypatch) -> None:
+def test_a_compiler_that_fails_is_reported(language, tmp_path, capsys, monkeypatch) -> None:
     def broken(graph, inputs):
         raise RuntimeError("cannot open Python.h")
 
@@ -218,7 +218,7 @@ def test_a_compiler_that_fails_is_told(language, tmp_path, capsys, monkeypatch) 
     assert "Python.h" in message
 
 
-def test_a_compiled_run_that_is_stopped_goes_on_bit_by_bit(tiny_llama, reviews, tmp_path, monkeypatch) -> None:
+def test_a_compiled_run_is_resumed_bit_by_bit(tiny_llama, reviews, tmp_path, monkeypatch) -> None:
     """With inductor itself, dropout and all; what a kill leaves behind is copied from the run that goes on."""
     settings = {
         "task": "classification", "model": tiny_llama, "data": str(reviews), "method": "allora-d", "r": 2, "max_steps": 5,

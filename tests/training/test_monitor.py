@@ -1,4 +1,4 @@
-"""While it runs: validation, the best weights, early stopping, what the rule does, and a loss that is no number."""
+"""While it runs: validation, the best weights, early stopping, what the rule does, and a NaN or infinite loss."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def test_the_record_keeps_what_the_rule_did(base, tmp_path) -> None:  # noqa: F8
 
 
 def test_best_weights_are_those_of_the_lowest_validation_loss(base, tmp_path) -> None:  # noqa: F811
-    """Validation rows with the labels the wrong way round: what is learnt makes their loss worse."""
+    """Validation rows with the labels the wrong way round: training makes their loss worse."""
     wrong = tmp_path / "wrong.csv"
     wrong.write_text("text,label\nvery good music,neg\nvery bad music,pos\nthe great ending,neg\nan awful ending,pos\n")
     words = with_(base, validation_data=wrong, evaluate_every=1, max_steps=24, learning_rate=0.02)
@@ -97,7 +97,7 @@ def test_the_test_rows_choose_nothing(base, tmp_path) -> None:  # noqa: F811
     assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == first
 
 
-def test_a_loss_that_is_no_number_stops_the_run(base, tmp_path, capsys) -> None:  # noqa: F811
+def test_a_nan_or_infinite_loss_stops_the_run(base, tmp_path, capsys) -> None:  # noqa: F811
     words = with_(base, max_steps=30, learning_rate=1e30, schedule="constant", warmup=0, checkpoint_every=1, optimizer="sgd")
     assert main(words) == 2
     message = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The configuration in other people's hands: transformers' Trainer and add_adapter, TRL, accelerate, plain PyTorch."""
+"""The adapter in other trainers: transformers' Trainer and add_adapter, TRL, accelerate, plain PyTorch."""
 
 import datasets
 import pytest
@@ -149,7 +149,7 @@ def test_trl_gradient_checkpointing_and_saving(tmp_path) -> None:
     assert isinstance(load_config(tmp_path / "out"), AlloraConfig)
 
 
-def test_a_second_run_goes_on_with_the_rule(tmp_path) -> None:
+def test_a_second_run_continues_with_the_rule(tmp_path) -> None:
     """Train, save, load for training, train: the second step follows the rule from where the first one ended."""
     base = bert()
     inputs = {"input_ids": tokens(), "labels": torch.tensor([0, 2])}

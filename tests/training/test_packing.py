@@ -1,4 +1,4 @@
-"""A batch without its padding between the layers: the same scores and gradients, row by row, where a model can do it."""
+"""Packed rows give the loss and gradients of padded ones, and models that cannot be packed are padded."""
 
 import functools
 
@@ -77,7 +77,7 @@ def test_packing_has_the_gradients_of_its_formula() -> None:
     assert torch.autograd.gradgradcheck(rows.pack, x)
 
 
-def test_what_a_block_returns_beside_its_hidden_states_is_handed_on() -> None:
+def test_further_outputs_of_a_block_are_passed_on() -> None:
     rows = packing.rows_of(batch([3, 1, 2])[0])
     assert rows is not None
     packed = torch.randn(1, 6, 2)
@@ -157,7 +157,7 @@ def untouched(model) -> bool:
     return model.config._attn_implementation == "sdpa" and not hooks
 
 
-def test_attention_over_the_border_is_caught(monkeypatch) -> None:
+def test_attention_across_rows_is_caught(monkeypatch) -> None:
     """The rows left side by side, with no mask but the order of the tokens."""
 
     def leaking(module, query, key, value, mask, packed_rows=None, **kwargs):
@@ -189,7 +189,7 @@ def test_positions_of_the_padded_batch_are_caught(monkeypatch) -> None:
     assert packing.why_not_packed(model, model, CPU) == "the model gives other logits on packed rows"
 
 
-def test_a_model_that_keeps_the_keyword_to_itself_is_padded() -> None:
+def test_a_model_that_drops_the_keyword_is_padded() -> None:
     model = llama()
 
     def deaf(packed_rows=None, **inputs):
@@ -221,7 +221,7 @@ def test_a_state_that_runs_along_the_row_is_padded() -> None:
     assert packing.without_padding(model, inputs, call=model) is inputs
 
 
-def test_what_cannot_be_packed_is_told() -> None:
+def test_reasons_not_to_pack_are_given() -> None:
     routed, compiled, eager, dropping = mixtral(), llama(), llama(), llama()
     routed.config.output_router_logits = True
     compiled.model.layers[1].compile()
@@ -231,7 +231,7 @@ def test_what_cannot_be_packed_is_told() -> None:
         assert reason in str(packing.why_not_packed(model, model, CPU))
 
 
-def test_another_attention_afterwards_is_padded() -> None:
+def test_a_model_with_another_attention_chosen_later_is_padded() -> None:
     model = llama()
     inputs, _ = batch(LENGTHS)
     assert "packed_rows" in packing.without_padding(model, inputs, call=model)
@@ -249,7 +249,7 @@ def test_a_prepared_model_answers_as_before() -> None:
     assert torch.equal(*grown)
 
 
-def test_a_trial_leaves_the_model_and_chance_as_they_were() -> None:
+def test_a_trial_changes_neither_the_model_nor_the_random_state() -> None:
     model = llama().train()
     model.model.layers[0].self_attn.attention_dropout = 0.5
     before = torch.get_rng_state()
@@ -260,7 +260,7 @@ def test_a_trial_leaves_the_model_and_chance_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("what", ["left", "no-mask", "even", "empty", "embeddings"])
-def test_what_is_not_known_is_padded(what: str) -> None:
+def test_unknown_forms_of_batches_are_padded(what: str) -> None:
     inputs, _ = batch([9, 2, 3, 8])
     if what == "left":
         inputs = {key: value.flip(1) for key, value in inputs.items()}

@@ -55,7 +55,7 @@ def layers_of(trainer) -> list[AlloraLayer]:
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo"])
-def test_the_first_step_is_the_rules(name: str, tiny_llama: str, tmp_path) -> None:
+def test_the_first_step_follows_the_rule(name: str, tiny_llama: str, tmp_path) -> None:
     """B starts at 0, where the scale is eta: after one step of SGD it is -rate * eta * the natural gradient.
 
     The natural gradient is taken on the trainer's own batch, at the moment it computes the loss, with our variant gone.

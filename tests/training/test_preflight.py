@@ -1,4 +1,4 @@
-"""What preflight says is so, what it must catch it catches, and it leaves no trace."""
+"""The preflight reports the truth, catches mistakes, and changes nothing."""
 
 import json
 from pathlib import Path
@@ -131,7 +131,7 @@ def test_an_adapter_that_no_gradient_reaches() -> None:
     assert "layers.0.self_attn.q_proj" in warnings[0]
 
 
-def test_tied_weights_are_told(settings, tmp_path) -> None:
+def test_tied_weights_give_a_warning(settings, tmp_path) -> None:
     found = dry_run(RunConfig.of(settings | {"target_modules": "embed_tokens,q_proj"}))
     tied = llama().config.tie_word_embeddings
     assert any("shares its weight" in text for text in found["warnings"]) == tied

@@ -55,7 +55,7 @@ def test_a_second_run_does_not_tokenize_and_is_the_same(tiny_llama, reviews, tmp
 
 
 @pytest.mark.parametrize("lost", ["train", "test"])
-def test_where_one_part_is_kept_and_another_is_not(tiny_llama, reviews, tmp_path, kept, lost):
+def test_one_part_in_the_cache_and_another_not(tiny_llama, reviews, tmp_path, kept, lost):
     settings = {"task": "causal-lm", **COLUMNS["causal-lm"]}
     first = _run(tiny_llama, reviews, tmp_path / "one", **settings)
     rows = {"train": first[0].data["train"]["rows"], "test": first[0].data["test"]["rows"]}
@@ -67,7 +67,7 @@ def test_where_one_part_is_kept_and_another_is_not(tiny_llama, reviews, tmp_path
     assert len(list(kept.iterdir())) == 2
 
 
-def test_other_rows_or_another_length_are_tokenized_anew(tiny_llama, reviews, tmp_path, kept):
+def test_other_rows_or_another_length_are_tokenized_again(tiny_llama, reviews, tmp_path, kept):
     settings = {"task": "causal-lm", **COLUMNS["causal-lm"]}
     _run(tiny_llama, reviews, tmp_path / "one", **settings)
     _run(tiny_llama, reviews, tmp_path / "two", **settings, max_length=100)

@@ -167,6 +167,27 @@ def test_a_shift_by_one_is_told_apart(settings, monkeypatch) -> None:
     assert wrong.history[0]["loss"] != pytest.approx(ours.history[0]["loss"], rel=1e-5)
 
 
+def test_a_wrapper_that_copies_what_the_model_returns_does_not_end_the_chunked_loss(settings, monkeypatch) -> None:
+    """As DDP does. The gradient must come from the wrapper's outputs, or DDP takes every parameter for unused."""
+    trainer = RunTrainer(prepared(settings, llama))
+    batch = next(iter(trainer.get_train_dataloader()))
+    labels, returned = batch.pop("labels"), []
+
+    def wrapped(**inputs):
+        output = trainer.model(**inputs)
+        output.logits = output.logits.clone()
+        returned.append(output.logits)
+        return output
+
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    for _ in range(2):
+        loss = next_token.score_next_tokens(trainer.model, inputs, labels, call=wrapped).loss.sum()
+    assert [logits.shape[-1] for logits in returned] == [1, 1], "a loss per position, and no logits"
+    assert torch.autograd.grad(loss, returned[-1])[0].count_nonzero() == (labels[:, 1:] != IGNORED).sum()
+    expected = next_token.score_next_tokens(trainer.model, inputs, labels).loss.sum()
+    torch.testing.assert_close(loss, expected)
+
+
 def test_an_adapted_output_layer_is_trained(settings) -> None:
     ours = record(settings | {"target_modules": ["q_proj", "lm_head"], "max_steps": 6})
     assert ours.history[-1]["loss"] < ours.history[0]["loss"]

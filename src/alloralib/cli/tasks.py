@@ -26,8 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(sets, default=dict))
         return 0
     rows = [("name", "task", "metric", "hub", "what it is")]
-    rows += [(s.name, s.kind, s.metric, s.hub.id, f"{s.about} ({s.licence})") for s in REGISTRY.values()]
-    rows += [(name, "classification", "accuracy", "bundled", f"{b.about} ({b.licence})") for name, b in BUNDLED.items()]
+    rows += [(s.name, s.kind, s.metric, s.hub.id, f"{s.about} ({s.license})") for s in REGISTRY.values()]
+    rows += [(name, "classification", "accuracy", "bundled", f"{b.about} ({b.license})") for name, b in BUNDLED.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)), row[4]]))

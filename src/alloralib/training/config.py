@@ -27,7 +27,6 @@ _PART_SETTINGS = {
 _ALL_PARTS = sorted({part for parts in PARTS.values() for part in parts})
 
 DEFAULT_TEST_SHARE = 0.1
-DEFAULT_VALIDATION_SHARE = 0.1
 DEFAULT_CHECKPOINTS = 10
 DEFAULT_EPOCHS = 3.0
 

