@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("ALLORA_TOKEN_CACHE", "0")  # what one test tokenizes is nobody else's
+os.environ.setdefault("ALLORA_TOKEN_CACHE", "0")  # tests must not share tokenized rows
 
 import pytest
 from hypothesis import settings

@@ -34,10 +34,15 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_bytes(content: bytes) -> str:
+    """SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def sha256_of_json(value: Any) -> str:
     """SHA-256 of a value's JSON with sorted keys. What JSON cannot hold enters by its type and `repr`."""
     text = json.dumps(value, sort_keys=True, default=lambda item: [type(item).__name__, repr(item)])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_of_bytes(text.encode())
 
 
 def write_text(path: Path, text: str) -> None:

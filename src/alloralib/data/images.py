@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import DataError
+from ..files import sha256_of_bytes
 from .table import Table
 
 Source = dict[str, Any]  # {"bytes": encoded image or None, "path": file or None}, as `datasets` stores images
@@ -46,7 +46,7 @@ def image_sources(table: Table, column: str) -> list[Source]:
 
 def content_key(source: Source) -> str:
     """The SHA-256 of an encoded image: equal for copies of a file, whatever their names."""
-    return hashlib.sha256(_encoded(source)).hexdigest()
+    return sha256_of_bytes(_encoded(source))
 
 
 def open_image(source: Source) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, did_you_mean
-from ..files import sha256
+from ..files import sha256, sha256_of_bytes
 from . import commonsense
 from .readers import FORMATS, read_file, text_lines
 from .registry import PARTS, REGISTRY, Part, RegisteredSet
@@ -156,7 +155,7 @@ def _read_published(published: _Published, paths: tuple[Path, ...]) -> Table:
             labels.append(published.labels[index] if published.labels else row["label"])
             lines.append(number)
     digests = [sha256(path) for path in paths]
-    digest = digests[0] if len(paths) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    digest = digests[0] if len(paths) == 1 else sha256_of_bytes("".join(digests).encode())
     return Table(" + ".join(str(path) for path in paths), digest, {"text": texts, "label": labels}, lines)
 
 

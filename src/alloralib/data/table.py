@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, did_you_mean
-from ..files import sha256
+from ..files import sha256, sha256_of_bytes
 from .bundled import BUNDLED
 from .readers import FORMATS, file_format, read_file
 from .registry import REGISTRY
@@ -130,5 +129,5 @@ def read_hub(name: str, *, split: str, remedy: str, config: str | None = None, r
         if isinstance(feature, datasets.ClassLabel):  # names are readable, and the record keeps them
             values = [feature.int2str(value) if value is not None and value >= 0 else None for value in values]
         columns[column] = values
-    digest = hashlib.sha256(json.dumps(columns, default=str, sort_keys=True).encode()).hexdigest()
+    digest = sha256_of_bytes(json.dumps(columns, default=str, sort_keys=True).encode())
     return Table(source, digest, columns)
