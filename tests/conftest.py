@@ -1,4 +1,4 @@
-"""No hub, no window, no clock: what every test starts from."""
+"""Fixtures and the environment of all tests: no model hub, no windows."""
 
 import csv
 import gc

@@ -1,4 +1,4 @@
-"""Where the real data sets are: a directory that is handed to the tests and is no part of the project."""
+"""The directory of the real data sets, which are not part of the project."""
 
 import os
 from pathlib import Path

@@ -48,14 +48,14 @@ def bytes_of(kind: Any) -> Any:
 
 
 def save(path: Path, model: Any, tokenizer: Any) -> str:
-    """Both into one directory; its name."""
+    """Save both into one directory, and return its name."""
     tokenizer.save_pretrained(path)
     model.save_pretrained(path)
     return str(path)
 
 
 def save_bert(path: Path) -> str:
-    """What arctic-embed is, with a dropout of its own."""
+    """The architecture of arctic-embed, with its own dropout."""
     from transformers import BertConfig, BertForMaskedLM
 
     tokenizer = word_pieces()
@@ -64,7 +64,7 @@ def save_bert(path: Path) -> str:
 
 
 def save_qwen2(path: Path) -> str:
-    """What Qwen2-0.5B is."""
+    """The architecture of Qwen2-0.5B."""
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
     tokenizer = bytes_of(Qwen2Tokenizer)
@@ -77,7 +77,7 @@ def save_qwen2(path: Path) -> str:
 
 
 def save_llama(path: Path) -> str:
-    """What SmolLM2-360M is: a Llama with GPT-2's tokenizer, which has no padding token."""
+    """The architecture of SmolLM2-360M: a Llama with GPT-2's tokenizer, which has no padding token."""
     from transformers import GPT2Tokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = bytes_of(GPT2Tokenizer)

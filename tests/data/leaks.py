@@ -1,4 +1,4 @@
-"""The property every run's data must have, computed apart from the code that sees to it."""
+"""The property that the data of every run must have, computed independently of the code that ensures it."""
 
 import re
 
@@ -18,7 +18,7 @@ def shown(kind: Kind, columns: Columns, table: Table) -> list[str]:
 
 
 def check_no_leak(kind: Kind, columns: Columns, parts: Parts) -> None:
-    """No example in two parts; none twice in train, but where a prompt has several completions."""
+    """No example is in two parts, and none twice in train, except a prompt with several completions."""
     keys = {name: shown(kind, columns, t) for name, t in vars(parts).items() if isinstance(t, Table)}
     names = list(keys)
     for i, one in enumerate(names):

@@ -86,8 +86,8 @@ def test_the_loss_is_the_models_own(name: str) -> None:
             expected = own_loss(adapted, inputs, labels)
             torch.testing.assert_close(found.loss.sum(), expected, rtol=1e-5, atol=1e-5)
             grads = torch.autograd.grad(found.loss.sum(), trained, allow_unused=True)
-            natural = torch.autograd.grad(expected, trained, allow_unused=True)
-            for got, right in zip(grads, natural, strict=True):
+            unscaled = torch.autograd.grad(expected, trained, allow_unused=True)
+            for got, right in zip(grads, unscaled, strict=True):
                 if right is not None:
                     torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-5 * max(1.0, right.abs().max().item()))
             assert torch.equal(found.mask, labels[:, 1:] != IGNORED)

@@ -1,4 +1,4 @@
-"""Real models and real text, from PyPI: the main path as a person walks it."""
+"""Real models and real text from PyPI, through the commands that a user runs."""
 
 import subprocess
 import sys

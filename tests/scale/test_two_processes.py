@@ -140,7 +140,7 @@ def test_refused_with_the_remedy(name: str, results: Path) -> None:
 
 
 def test_a_flattened_factor_is_refused(tiny_llama: str) -> None:
-    """As DeepSpeed's ZeRO-3 leaves a parameter outside the modules that it gathers for."""
+    """A parameter as DeepSpeed's ZeRO-3 leaves it outside the modules that gather it."""
     model = worker.adapted(tiny_llama)
     layer = next(m for m in model.modules() if isinstance(m, AlloraLayer) and m.lora_A)
     layer.lora_A["default"].weight.data = torch.empty(0)
@@ -154,7 +154,7 @@ def block(language: str) -> str:
 
 
 def test_accelerate_reads_the_documented_configuration(tmp_path, monkeypatch) -> None:
-    """As far as the launcher goes without GPUs: from the file to the plugin that a process makes of its environment."""
+    """The launcher as far as it goes without GPUs: from the file to the plugin that a process builds."""
     from accelerate import FullyShardedDataParallelPlugin
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_multi_gpu_env

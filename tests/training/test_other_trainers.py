@@ -29,15 +29,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def assert_moved_by_the_rule(model, rate: float, start: dict) -> None:
-    """After one SGD step from B = 0, B is -rate * eta * the natural gradient; taken from a copy without the variant."""
+    """After one SGD step from B = 0, B is -rate * eta * LoRA's gradient; taken from a copy without the variant."""
     moved = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_B" in n}
     assert moved
     model.load_state_dict(start, strict=False)
     for layer in allora_layers(model):
         layer.lora_variant.clear()
-    natural = gradients(model.eval(), LM)
+    lora_grads = gradients(model.eval(), LM)
     for name, after in moved.items():
-        torch.testing.assert_close(after, -rate * 1.7 * natural[name], rtol=1e-3, atol=1e-7, msg=name)
+        torch.testing.assert_close(after, -rate * 1.7 * lora_grads[name], rtol=1e-3, atol=1e-7, msg=name)
 
 
 def state(model) -> dict:
@@ -93,12 +93,12 @@ def test_transformers_add_adapter(tmp_path) -> None:
     grads = gradients(model, LM)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, Linear)}
     held = {n: m.lora_variant.pop("first") for n, m in layers.items()}
-    natural = gradients(model, LM)
+    lora_grads = gradients(model, LM)
     compared = 0
     for name, layer in layers.items():
         s = reference.scale(layer.adapter_row_norms("first"), 1.7)
         key = f"{name}.lora_B.first.weight"
-        torch.testing.assert_close(grads[key], natural[key] * s[:, None], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(grads[key], lora_grads[key] * s[:, None], rtol=1e-3, atol=1e-6)
         layer.lora_variant["first"] = held[name]
         compared += 1
     assert compared == 4
@@ -131,11 +131,11 @@ def test_trl_peft_config(tmp_path, apply_to: str) -> None:
     trainer.model.load_state_dict(start)
     for layer in layers:
         layer.lora_variant.clear()
-    natural = gradients(
+    lora_grads = gradients(
         trainer.model.eval(), {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "labels")}
     )
     for name, after in moved.items():
-        torch.testing.assert_close(after, -0.5 * 1.7 * natural[name], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(after, -0.5 * 1.7 * lora_grads[name], rtol=1e-3, atol=1e-6)
 
 
 def test_trl_gradient_checkpointing_and_saving(tmp_path) -> None:

@@ -185,7 +185,7 @@ def test_positions_of_the_padded_batch_are_caught(monkeypatch) -> None:
     monkeypatch.setattr(packing, "tree_map_only", first)
     model = llama()
     for block in model.model.layers:
-        block.self_attn.q_proj.weight.data.mul_(50)  # freshly made, it hardly minds where a token is
+        block.self_attn.q_proj.weight.data.mul_(50)  # a new model depends little on positions
     assert packing.why_not_packed(model, model, CPU) == "the model gives other logits on packed rows"
 
 
@@ -240,7 +240,7 @@ def test_a_model_with_another_attention_chosen_later_is_padded() -> None:
 
 
 def test_a_prepared_model_answers_as_before() -> None:
-    """Padded rows, and text that grows token by token."""
+    """Padded rows, and generation token by token."""
     prepared, model = llama(), llama()
     assert packing.why_not_packed(prepared, prepared, CPU) is None
     inputs, _ = batch(LENGTHS)

@@ -56,12 +56,12 @@ def layers_of(trainer) -> list[AlloraLayer]:
 
 @pytest.mark.parametrize("name", ["dpo", "grpo"])
 def test_the_first_step_follows_the_rule(name: str, tiny_llama: str, tmp_path) -> None:
-    """B starts at 0, where the scale is eta: after one step of SGD it is -rate * eta * the natural gradient.
+    """B starts at 0, where the scale is eta: after one step of SGD it is -rate * eta * LoRA's gradient.
 
-    The natural gradient is taken on the trainer's own batch, at the moment it computes the loss, with our variant gone.
+    LoRA's gradient is taken on the trainer's own batch, at the moment it computes the loss, with our variant gone.
     """
     trainer = trainer_of(name, tiny_llama, tmp_path, 1, **SGD)
-    natural: dict[str, torch.Tensor] = {}
+    lora_grads: dict[str, torch.Tensor] = {}
     compute_loss = trainer.compute_loss
 
     def spy(model, inputs, *args, **kwargs):
@@ -70,17 +70,17 @@ def test_the_first_step_follows_the_rule(name: str, tiny_llama: str, tmp_path) -
             layer.lora_variant.clear()
         named = {n: p for n, p in trainer.model.named_parameters() if "lora_B" in n}
         loss = compute_loss(model, inputs, *args, **kwargs)
-        natural.update(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+        lora_grads.update(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
         for layer, variants in held:
             layer.lora_variant.update(variants)
         return compute_loss(model, inputs, *args, **kwargs)
 
     trainer.compute_loss = spy
     trainer.train()
-    assert max(g.abs().max() for g in natural.values()) > 1e-5
+    assert max(g.abs().max() for g in lora_grads.values()) > 1e-5
     for key, p in trainer.model.named_parameters():
         if "lora_B" in key:
-            torch.testing.assert_close(p.detach(), -RATE * ETA * natural[key], rtol=1e-3, atol=1e-8, msg=key)
+            torch.testing.assert_close(p.detach(), -RATE * ETA * lora_grads[key], rtol=1e-3, atol=1e-8, msg=key)
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo"])
