@@ -6,6 +6,7 @@ Private API used here: `_option_string_actions`, where argparse keeps the flags 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ from typing import NoReturn
 from .. import __version__
 from ..errors import AlloraError, ConfigError, Interrupted, did_you_mean
 from ..training.memory import keep_freed_memory
-from . import evaluate, export, generate, inspect, merge, tasks, train
+from . import evaluate, export, generate, inspect, merge, predict, tasks, train
 
 VERBS = {
     "train": train,
     "evaluate": evaluate,
+    "predict": predict,
     "generate": generate,
     "merge": merge,
     "export": export,
@@ -75,7 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             remedy = did_you_mean(flag, verbs[arguments.verb].flags())
             raise ConfigError(f"unknown argument {flag!r}", where=arguments.verb, remedy=remedy)
         keep_freed_memory()
-        return VERBS[arguments.verb].run(arguments)
+        code = VERBS[arguments.verb].run(arguments)
+        sys.stdout.flush()  # here, where a closed pipe is handled
+        return code
+    except BrokenPipeError:  # the reader of standard output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+        return 128 + 13  # of SIGPIPE, as a shell reports it; Windows does not have it
     except Interrupted as error:
         print(f"allora: {error}", file=sys.stderr)
         return 128 + error.signal

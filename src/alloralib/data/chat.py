@@ -35,22 +35,25 @@ Message = dict[str, Any]
 Encoded = tuple[list[int], list[int]]  # token ids and labels, (T,) each
 
 
-def conversations(table: Table, column: str) -> list[list[Message]]:
+def conversations(table: Table, column: str, *, answered: bool = True) -> list[list[Message]]:
     """The conversation of every row in OpenAI's format: a list of messages with `role` and `content`.
 
     Accepted are lists of {"role", "content"} (OpenAI) and of {"from", "value"} (ShareGPT), written as JSON in a CSV cell.
     A content may be a list of text parts. If the default column `messages` is missing, ShareGPT's `conversations` is used.
 
+    Args:
+        answered: each needs a message of the assistant to learn from.
+
     Raises:
-        DataError: not a conversation, an unknown role, or no message of the assistant to learn from.
+        DataError: not a conversation, an unknown role, or no message of the assistant where one is needed.
     """
     if column == "messages" and column not in table.columns and "conversations" in table.columns:
         column = "conversations"
     cells = table.column(column, "messages-column")
-    return [_conversation(cell, table.where(row)) for row, cell in enumerate(cells)]
+    return [_conversation(cell, table.where(row), answered) for row, cell in enumerate(cells)]
 
 
-def _conversation(cell: Any, where: str) -> list[Message]:
+def _conversation(cell: Any, where: str, answered: bool) -> list[Message]:
     if isinstance(cell, str):
         text = cell
         try:
@@ -63,7 +66,7 @@ def _conversation(cell: Any, where: str) -> list[Message]:
     if not cell:
         raise DataError("an empty conversation", where=where, remedy="remove the row, or give it messages")
     messages = [_message(message, f"{where}, message {i}") for i, message in enumerate(cell, start=1)]
-    if not any(message["role"] == "assistant" for message in messages):
+    if answered and not any(message["role"] == "assistant" for message in messages):
         remedy = "remove the row; for plain text use --task causal-lm"
         raise DataError("no message of the assistant, so nothing to learn", where=where, remedy=remedy)
     return messages

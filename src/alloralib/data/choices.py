@@ -45,6 +45,11 @@ def questions(table: Table, columns: Columns) -> list[Question]:
     return rows
 
 
+def choice_lists(table: Table, column: str) -> list[tuple[str, ...]]:
+    """The choices of every row, without an answer. Raises `DataError` as `questions` does."""
+    return [_choices(cell, table.where(row)) for row, cell in enumerate(table.column(column, "choices-column"))]
+
+
 def _choices(cell: Any, where: str) -> tuple[str, ...]:
     if isinstance(cell, str):
         text = cell

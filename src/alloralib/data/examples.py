@@ -30,6 +30,7 @@ def build_examples(
     """One example per row of the table, in its order. The column `row` is the row's index in the table.
 
     classification          input_ids, attention_mask (token_type_ids where the tokenizer makes them), labels: class index
+                            (no labels without a label column)
     image-classification    pixel_values: (3, H, W) float32, made when they are asked for; labels: class index
     causal-lm, chat,        input_ids and labels, (T,) each; a label is the token's id where it is trained, else -100
     multiple-choice         (the right choice is the completion of the prompt)
@@ -49,17 +50,17 @@ def build_examples(
         return datasets.Dataset.from_dict(
             {"input_ids": [ids for ids, _ in encoded], "labels": [labels for _, labels in encoded], "row": rows}
         )
-    assert columns.label is not None
-    targets = label_ids(table, columns.label, names or label_names(table, columns.label))
+    numbers: dict[str, list[int]] = {"row": rows}
+    if columns.label is not None:
+        numbers["labels"] = label_ids(table, columns.label, names or label_names(table, columns.label))
     if kind == "image-classification":
         assert columns.image is not None
         sources = image_sources(table, columns.image)
         check_images(table, sources)
         # named like what they become, so that a trainer that drops unused columns keeps them
-        made = {"pixel_values": sources, "labels": targets, "row": rows}
-        return datasets.Dataset.from_dict(made).with_transform(Pixels(processor))
+        return datasets.Dataset.from_dict({"pixel_values": sources} | numbers).with_transform(Pixels(processor))
     encoded = _encoded_texts(table, columns, processor, max_length)
-    return datasets.Dataset.from_dict(encoded | {"labels": targets, "row": rows})
+    return datasets.Dataset.from_dict(encoded | numbers)
 
 
 def collator(kind: Kind, processor: Processor) -> Collate:

@@ -67,6 +67,11 @@ def read_file(path: Path) -> Content:
     return {name: [row[name] for _, row in rows] for name in names}, [line for line, _ in rows]
 
 
+def iterate_rows(path: Path) -> Rows:
+    """The line and the cells of every row of a text file, one row at a time. Rows may have different columns."""
+    return _READERS[file_format(path) or ""](path)
+
+
 def text_lines(path: Path, encoding: str = "utf-8", limit: int = MAX_LINE_BYTES) -> Iterator[tuple[int, str]]:
     r"""Line numbers and lines of a text file, gzipped or not. Lines keep their ends; only "\n" ends a line.
 

@@ -37,16 +37,7 @@ def evaluate_choices(
         every accuracy with its 95 % interval, and `chance`, the expected accuracy of guessing. The items have row, chosen,
         chosen_per_token, answer, log_probabilities and correct; with `generate` also generated and chosen_generated.
     """
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    rows = zip(prompts, encoded, choices, strict=True)
-    continuations = [[_continuation(tokenizer, prompt, ids, choice) for choice in options] for prompt, ids, options in rows]
-    sums: list[list[float]] = [[] for _ in encoded]
-    with evaluation_mode(model):
-        for rows in longest_first([len(ids) for ids in encoded], batch_size):
-            scored = _log_probabilities(model, [encoded[i] for i in rows], [continuations[i] for i in rows])
-            for row, scores in zip(rows, scored, strict=True):
-                sums[row] = scores
-            progress(len(rows))
+    sums, continuations = choice_scores(model, tokenizer, prompts, choices, batch_size, progress)
     items: list[dict[str, Any]] = []
     for row, (scores, tokens, answer) in enumerate(zip(sums, continuations, answers, strict=True)):
         chosen, per_token = _best(scores), _best([s / len(t) for s, t in zip(scores, tokens, strict=True)])
@@ -61,6 +52,28 @@ def evaluate_choices(
         metrics |= proportion("accuracy_generated", [item["chosen_generated"] == item["answer"] for item in items])
     metrics["chance"] = sum(1 / len(options) for options in choices) / max(len(choices), 1)
     return Evaluation(metrics, items)
+
+
+def choice_scores(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], batch_size: int,
+    progress: Progress = no_progress,
+) -> tuple[list[list[float]], list[list[list[int]]]]:  # fmt: skip
+    """The sum of log-probabilities of every choice after its prompt, and the choice's tokens, by prompt.
+
+    Args:
+        prompts, choices, batch_size: as in `evaluate_choices`.
+    """
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    rows = zip(prompts, encoded, choices, strict=True)
+    continuations = [[_continuation(tokenizer, prompt, ids, choice) for choice in options] for prompt, ids, options in rows]
+    sums: list[list[float]] = [[] for _ in encoded]
+    with evaluation_mode(model):
+        for rows in longest_first([len(ids) for ids in encoded], batch_size):
+            scored = _log_probabilities(model, [encoded[i] for i in rows], [continuations[i] for i in rows])
+            for row, scores in zip(rows, scored, strict=True):
+                sums[row] = scores
+            progress(len(rows))
+    return sums, continuations
 
 
 def _best(scores: Sequence[float]) -> int:

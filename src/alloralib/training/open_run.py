@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -26,13 +26,15 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig
 
-from ..data.forms import KINDS, LANGUAGE, Kind
+from ..data.forms import KINDS, LANGUAGE, Columns, Kind
+from ..data.table import Table
 from ..errors import ConfigError, MergeError, did_you_mean
+from ..evaluation.batching import Progress, no_progress
 from ..evaluation.evaluate import evaluate_examples
 from ..evaluation.generation import Prompt, generate_answers
 from ..evaluation.metrics import Evaluation
 from ..evaluation.paired import compare_evaluations
-from ..evaluation.scoring import class_logits
+from ..evaluation.prediction import Prediction, predict_choices, predict_classes
 from ..export.gguf import export_gguf, find_converter
 from ..export.inspect import read_config, read_weights
 from ..export.merged import export_merged
@@ -61,13 +63,6 @@ class PairedEvaluation:
     base: Evaluation
     tuned: Evaluation
     paired: dict[str, float]
-
-
-class Prediction(NamedTuple):
-    """The most probable class of a row, and the probability of every class by its name."""
-
-    label: str
-    probabilities: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +143,7 @@ class OpenRun:
 
     def generate(
         self, prompts: str | Sequence[Prompt], *, system: str | None = None, base: bool = False, max_new_tokens: int = 128,
-        temperature: float = 0.0, seed: int = 0, batch_size: int = 8,
+        temperature: float = 0.0, seed: int = 0, batch_size: int = 8, progress: Progress = no_progress,
     ) -> list[str]:  # fmt: skip
         """Generate an answer to each prompt.
 
@@ -157,7 +152,7 @@ class OpenRun:
                 a text is a message of the user.
             system: a system message to put first; for task chat.
             base: answer with the base model, without the adapter.
-            max_new_tokens, temperature, seed, batch_size: see `evaluation.generation.generate_answers`.
+            max_new_tokens, temperature, seed, batch_size, progress: see `evaluation.generation.generate_answers`.
 
         Raises:
             ConfigError: the model is a classifier, or `system` with a task other than chat.
@@ -173,30 +168,41 @@ class OpenRun:
         with self.model.disable_adapter() if base else nullcontext():
             return generate_answers(
                 self.model, self.processor, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
-                batch_size=batch_size,
+                batch_size=batch_size, progress=progress,
             )  # fmt: skip
 
     def predict(self, rows: Sequence[Any], *, batch_size: int = 16) -> list[Prediction]:
-        """The most probable class of each row, and the probability of every class.
+        """The most probable class of each row, and the probability of every class; for multiple choice, of its choices.
 
         Args:
-            rows: texts; pairs of texts as tuples; images as paths or encoded bytes; or dictionaries by the names of the
-                columns that the run was trained on. A string is one row.
+            rows: texts; pairs of texts as tuples; images as paths or encoded bytes; prompt and choices as tuples; or
+                dictionaries by the names of the columns that the run was trained on. A string is one row.
             batch_size: rows per forward pass.
 
         Raises:
-            ConfigError: the model is not a classifier.
+            ConfigError: the model is for causal-lm or chat.
             DataError: a row without text, or an image that cannot be read.
         """
-        if self.labels is None:
+        if self.task in ("causal-lm", "chat"):
             raise ConfigError(f"a model for {self.task} has no classes", where=str(self.directory), remedy="use generate")
         rows = [rows] if isinstance(rows, str) else rows
         if len(rows) == 0:
             return []
-        data = self._data.prepare_unlabeled(rows)
-        probabilities = class_logits(self.model, data.examples, data.collate, batch_size).softmax(dim=-1)
-        by_class = [dict(zip(self.labels, row, strict=True)) for row in probabilities.tolist()]
-        return [Prediction(max(row, key=row.__getitem__), row) for row in by_class]
+        return self.predict_table(self._data.table(rows), self._data.input_columns(None, {}), batch_size=batch_size)
+
+    def predict_table(
+        self, table: Table, columns: Columns, *, batch_size: int = 16, progress: Progress = no_progress
+    ) -> list[Prediction]:
+        """The same for rows of a file.
+
+        Args:
+            columns: which of the table's columns the model is given; see `RunData.input_columns`.
+            progress: called with the number of rows that were just finished.
+        """
+        if self.task == "multiple-choice":
+            return predict_choices(self.model, self.processor, table, columns, batch_size, progress)
+        data = self._data.prepare_unlabeled(table, columns)
+        return predict_classes(self.model, data.examples, data.collate, self.labels or [], batch_size, progress)
 
     def export(
         self, output: str | os.PathLike[str], format: Literal["peft", "merged", "gguf"], *, converter: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..data.labels import label_names
 from ..data.parts import load_parts
 from ..data.registry import REGISTRY
 from ..data.table import Table, read_table
+from ..data.unlabeled import input_columns
 from ..errors import AlloraError, ConfigError, DataError
 from ..evaluation.evaluate import EvaluationData
 from .config import RunConfig
@@ -51,8 +52,7 @@ class RunData:
 
     def columns(self, data: str | None, given: Mapping[str, str]) -> Columns:
         """The column of every part of a row: as given, else as the registered set or the run has it."""
-        known = REGISTRY[data].columns.named() if data in REGISTRY else self.config.columns.named() if self.config else {}
-        return Columns.of(self.task, known | dict(given))
+        return Columns.of(self.task, self._known(data) | dict(given))
 
     def read(self, data: str | None, split: str | None, columns: Columns) -> Table:
         """The rows of a file, of a part of a registered set, or (`data` None) of a part of the run's own data.
@@ -93,11 +93,17 @@ class RunData:
                 )  # fmt: skip
         return self._prepared(table, columns, labels)
 
-    def prepare_unlabeled(self, rows: Sequence[Any]) -> EvaluationData:
-        """Rows of a classifier whose classes are to be predicted, as `OpenRun.predict` takes them."""
-        assert self.labels is not None
-        columns = self.columns(None, {})
-        names = [name for part, name in columns.named().items() if part != "label"]
+    def input_columns(self, data: str | None, given: Mapping[str, str], there: Collection[str] = ()) -> Columns:
+        """The columns of what the model is given, without those of answers; see `data.unlabeled.input_columns`."""
+        return input_columns(self.task, self._known(data), given, there)
+
+    def table(self, rows: Sequence[Any]) -> Table:
+        """Rows to predict as a table: as `OpenRun.predict` takes them.
+
+        Raises:
+            DataError: a row with another number of values than the model is given.
+        """
+        names = list(self.input_columns(None, {}).named().values())
         values: dict[str, list[Any]] = {name: [] for name in names}
         for number, row in enumerate(rows, start=1):
             cells = [row.get(name) for name in names] if isinstance(row, Mapping) else row if isinstance(row, tuple) else [row]
@@ -106,8 +112,11 @@ class RunData:
                 raise DataError(what, where=f"row {number}", remedy="give texts, or pairs of texts as tuples")
             for name, cell in zip(names, cells, strict=True):
                 values[name].append(os.fspath(cell) if isinstance(cell, os.PathLike) else cell)
-        values[columns.label or "label"] = [self.labels[0]] * len(rows)  # examples have labels; nothing reads these
-        return self._prepared(Table("rows", "", values), columns, self.labels)
+        return Table("rows", "", values)
+
+    def prepare_unlabeled(self, table: Table, columns: Columns) -> EvaluationData:
+        """Rows whose classes are to be predicted by a classifier; `columns` are those of `input_columns`."""
+        return self._prepared(table, columns, self.labels)
 
     def example_inputs(self, count: int = 8) -> tuple[list[dict[str, Tensor]], str]:
         """Inputs of the model, one row per batch, and what they are: test rows of the run, else built-in ones."""
@@ -125,6 +134,10 @@ class RunData:
         batches = [data.collate([example]) for example in data.examples]
         inputs = [{name: tensor for name, tensor in batch.items() if name != "labels"} for batch in batches]
         return inputs, f"{len(data.table)} test rows"
+
+    def _known(self, data: str | None) -> dict[str, str]:
+        """part -> column, of a registered set or of the run."""
+        return REGISTRY[data].columns.named() if data in REGISTRY else self.config.columns.named() if self.config else {}
 
     def _prepared(self, table: Table, columns: Columns, labels: list[str] | None) -> EvaluationData:
         examples = build_examples(self.task, table, columns, processor=self.processor, names=labels, max_length=self.max_length)
