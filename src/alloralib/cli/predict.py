@@ -37,6 +37,8 @@ answers every row.
 A label column is not needed, and not read. Without --output, the predictions are written to standard output."""
 
 _PARTS = ("text", "text_pair", "image", "prompt", "messages", "choices")
+GENERATES = ("causal-lm", "chat")
+"""The tasks whose models answer in their own words."""
 _GENERATION = {"max_new_tokens": 128, "temperature": 0.0, "seed": 0, "system": None}
 _CHUNK = 1024
 """Rows that are held in memory at once."""
@@ -114,9 +116,9 @@ def _output_format(arguments: argparse.Namespace) -> str:
 
 def _check_flags(arguments: argparse.Namespace, task: str) -> None:
     """Raise `ConfigError` for a flag that has no meaning for the task."""
-    generates = task in ("causal-lm", "chat")
-    for name in ("top",) if generates else _GENERATION:
-        if getattr(arguments, name) is not None:
+    meant = {"top": task not in GENERATES, "system": task == "chat"}
+    for name in ("top", *_GENERATION):
+        if getattr(arguments, name) is not None and not meant.get(name, task in GENERATES):
             raise ConfigError(f"--{name.replace('_', '-')} has no meaning for task {task}", remedy="leave it out")
 
 
@@ -184,7 +186,7 @@ def _predict(
     """Chunks of rows with their predictions or answers."""
     from ..evaluation.prediction import unanswered
 
-    generates = opened.task in ("causal-lm", "chat")
+    generates = opened.task in GENERATES
     settings: dict[str, Any] = {"batch_size": arguments.batch_size or (8 if generates else 16), "progress": bar.update}
     if generates:
         given = {name: getattr(arguments, name) for name in _GENERATION}

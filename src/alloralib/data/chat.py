@@ -35,25 +35,25 @@ Message = dict[str, Any]
 Encoded = tuple[list[int], list[int]]  # token ids and labels, (T,) each
 
 
-def conversations(table: Table, column: str, *, answered: bool = True) -> list[list[Message]]:
+def conversations(table: Table, column: str, *, unanswered: bool = False) -> list[list[Message]]:
     """The conversation of every row in OpenAI's format: a list of messages with `role` and `content`.
 
     Accepted are lists of {"role", "content"} (OpenAI) and of {"from", "value"} (ShareGPT), written as JSON in a CSV cell.
     A content may be a list of text parts. If the default column `messages` is missing, ShareGPT's `conversations` is used.
 
     Args:
-        answered: each needs a message of the assistant to learn from.
+        unanswered: for a model to answer: without the last message if that is the assistant's, which may be empty.
 
     Raises:
-        DataError: not a conversation, an unknown role, or no message of the assistant where one is needed.
+        DataError: not a conversation, an unknown role, or no message of the assistant to learn from (of the others to answer).
     """
     if column == "messages" and column not in table.columns and "conversations" in table.columns:
         column = "conversations"
     cells = table.column(column, "messages-column")
-    return [_conversation(cell, table.where(row), answered) for row, cell in enumerate(cells)]
+    return [_conversation(cell, table.where(row), unanswered) for row, cell in enumerate(cells)]
 
 
-def _conversation(cell: Any, where: str, answered: bool) -> list[Message]:
+def _conversation(cell: Any, where: str, unanswered: bool) -> list[Message]:
     if isinstance(cell, str):
         text = cell
         try:
@@ -65,8 +65,12 @@ def _conversation(cell: Any, where: str, answered: bool) -> list[Message]:
         raise DataError(f"expected a list of messages, got {str(cell)[:60]!r}", where=where, remedy=_EXAMPLE)
     if not cell:
         raise DataError("an empty conversation", where=where, remedy="remove the row, or give it messages")
+    if unanswered and ROLES.get(cell[-1].get("role") or cell[-1].get("from")) == "assistant":
+        cell = cell[:-1]
+        if not cell:
+            raise DataError("nothing to answer", where=where, remedy="put a message of the user first")
     messages = [_message(message, f"{where}, message {i}") for i, message in enumerate(cell, start=1)]
-    if answered and not any(message["role"] == "assistant" for message in messages):
+    if not unanswered and not any(message["role"] == "assistant" for message in messages):
         remedy = "remove the row; for plain text use --task causal-lm"
         raise DataError("no message of the assistant, so nothing to learn", where=where, remedy=remedy)
     return messages

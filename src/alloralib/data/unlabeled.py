@@ -99,7 +99,8 @@ def open_unlabeled(
         return _of_table(table)
     if split is not None:
         raise ConfigError("a split is for a registered set", where=data, remedy="leave --split out: all rows are used")
-    if path.is_dir() or path.suffix.lower() in IMAGES:
+    holds_tables = path.is_dir() and any(file_format(file) == ".parquet" for file in path.iterdir())
+    if (path.is_dir() and not holds_tables) or path.suffix.lower() in IMAGES:
         if kind != "image-classification":
             raise ConfigError(f"images, but the run's task is {kind}", where=data, remedy="give a file of texts")
         column = columns.get("image", "image")

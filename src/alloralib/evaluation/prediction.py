@@ -12,7 +12,7 @@ from ..data.chat import conversations
 from ..data.choices import choice_lists
 from ..data.forms import Columns
 from ..data.table import Table
-from ..errors import DataError, ModelError
+from ..errors import ModelError
 from .batching import Collate, Progress, no_progress
 from .choice import choice_scores
 from .generation import Prompt
@@ -68,19 +68,13 @@ def unanswered(table: Table, columns: Columns) -> list[Prompt]:
     A conversation that ends with a message of the assistant is asked without that message.
 
     Raises:
-        DataError: a malformed row, or a conversation of one message, by the assistant.
+        DataError: a malformed row, or a conversation of nothing but an answer.
     """
     name = columns.prompt or columns.text
     if name is not None:
         return list(table.texts(name, "prompt-column" if columns.prompt else "text-column"))
     assert columns.messages is not None
-    prompts: list[Prompt] = []
-    for row, messages in enumerate(conversations(table, columns.messages, answered=False)):
-        asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-        if not asked:
-            raise DataError("nothing to answer", where=table.where(row), remedy="put a message of the user first")
-        prompts.append(asked)
-    return prompts
+    return list(conversations(table, columns.messages, unanswered=True))
 
 
 def _probabilities(logits: Tensor) -> Tensor:
