@@ -3,8 +3,10 @@
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -14,14 +16,16 @@ import pytest
 import torch
 from peft import PeftModel
 from pyarrow import parquet
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from alloralib import open_run
 from alloralib.cli.main import main
 from alloralib.cli.predict import _progress
+from alloralib.data.unlabeled import Unlabeled
 from alloralib.records import RunRecord
 
-from ..trained import jsonl, sentences
+from ..tiny import bytes_of, save
+from ..trained import command, jsonl, sentences
 from .commands import refused
 
 TEXTS = [text for text, _ in sentences(60)]
@@ -364,13 +368,6 @@ def test_answers_to_prompts(trained, tmp_path, capsys, piped, name: str) -> None
     assert sampled[0] == sampled[1] != sampled[2]
 
 
-def test_equal_prompts_are_sampled_anew_in_every_chunk(trained, capsys, piped, monkeypatch) -> None:
-    monkeypatch.setattr("alloralib.cli.predict._BATCHES", 1)
-    piped(b"film\n" * 6)
-    found = rows_of(capsys, trained("plain text"), "--temperature", "50", "--batch-size", "1", "--max-new-tokens", "6")
-    assert len({row["answer"] for row in found}) == 6
-
-
 @pytest.mark.parametrize("name", ["chat", "sharegpt"])
 def test_answers_to_conversations(trained, tmp_path, capsys, piped, name: str) -> None:
     run = trained(name)
@@ -533,3 +530,95 @@ def test_in_a_pipe(run, tmp_path) -> None:
     assert head[0] == "row,text,predicted,probability,probability_neg,probability_pos\n"
     assert head[1].startswith("0,film été,")
     assert (tmp_path / "errors").read_text() == ""
+
+
+# what users of other tools reported
+
+
+@pytest.fixture
+def gpt2(tmp_path) -> str:
+    """A model of 64 positions, whose tokenizer has no token for padding: a token per byte."""
+    tokenizer = bytes_of(GPT2Tokenizer)
+    torch.manual_seed(0)
+    sizes = {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.2}
+    config = GPT2Config(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **sizes)
+    return save(tmp_path / "gpt2", GPT2LMHeadModel(config), tokenizer)
+
+
+def test_batches_without_padding_token_long_texts_and_numbered_classes(gpt2, tmp_path, capsys) -> None:
+    """Row by row against stock transformers and PEFT."""
+    rng = random.Random(0)
+    rows = [{"text": "".join(rng.choices("abcdefg ", k=rng.randint(3, 150))) + "x", "label": i % 11} for i in range(44)]
+    rows[5]["text"] += "<|endoftext|>"  # which is also what pads
+    data = jsonl(tmp_path / "rows.jsonl", rows)
+    flags = {"task": "classification", "model": gpt2, "data": data, "max_steps": 2, "max_length": 64, "batch_size": 4}
+    assert main(command(tmp_path, **flags)) == 0
+    run = tmp_path / "run"
+    base = AutoModelForSequenceClassification.from_pretrained(gpt2, num_labels=11)
+    model, tokenizer = PeftModel.from_pretrained(base, run).eval(), AutoTokenizer.from_pretrained(run)
+    found = csv_of(capsys, run, "--data", data, "--batch-size", "44")
+    assert list(found[0])[3:] == [f"probability_{i}" for i in range(11)]  # 10 after 9, not after 1
+    for row, line in zip(rows, found, strict=True):
+        with torch.no_grad():
+            logits = model(**tokenizer(row["text"], truncation=True, max_length=64, return_tensors="pt")).logits[0]
+        assert [float(line[f"probability_{i}"]) for i in range(11)] == pytest.approx(logits.softmax(0).tolist(), abs=1e-5)
+        assert line["predicted"] == str(int(logits.argmax()))
+
+
+def test_prompts_that_are_longer_than_the_model(gpt2, tmp_path, capsys) -> None:
+    rows = jsonl(tmp_path / "rows.jsonl", [{"text": "abc" * i} for i in range(1, 13)])
+    assert main(command(tmp_path, task="causal-lm", model=gpt2, data=rows, max_steps=2, max_length=64)) == 0
+    run = str(tmp_path / "run")
+    data = jsonl(tmp_path / "new.jsonl", [{"text": "ab"}, {"text": "abc" * 30}])
+    words = ["predict", run, "--data", data, "--output", str(tmp_path / "out.csv"), "--max-new-tokens", "8"]
+    refused(
+        words, tmp_path, capsys, r"new\.jsonl, row 2 \(line 2\): 98 tokens, but the model has 64 positions[\s\S]*fewer tokens"
+    )
+    refused(["generate", run, "--prompt", "abc" * 30], tmp_path, capsys, "prompt 1: 218 tokens, but the model has 64")
+    prompts = ["ab", "abcabcabc" * 5, "c"]  # of other lengths in one batch: padding, which is the end of text here
+    together = open_run(run).generate(prompts, max_new_tokens=8)
+    assert together == [open_run(run).generate(prompt, max_new_tokens=8)[0] for prompt in prompts]
+
+
+def test_names_of_classes_that_are_hard_to_write(run, tmp_path, capsys) -> None:
+    names = ['a, "b"\nc', "predicted"]
+    shutil.copytree(run, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    record["data"]["labels"] = names
+    (tmp_path / "run" / "record.json").write_text(json.dumps(record))
+    data = jsonl(tmp_path / "new.jsonl", [{"text": text, "probability_predicted": "x"} for text in TEXTS[:4]])
+    found = csv_of(capsys, tmp_path / "run", "--data", data, "--keep", "all")
+    plain = csv_of(capsys, run, "--data", data)
+    assert {row["predicted"] for row in found} == set(names)
+    for row, other in zip(found, plain, strict=True):
+        assert [row[f"probability_{name}"] for name in names] == [other["probability_neg"], other["probability_pos"]]
+        assert row["input_probability_predicted"] == "x"
+    for row in rows_of(capsys, tmp_path / "run", "--data", data):
+        assert list(row["probabilities"]) == names
+
+
+def test_every_line_has_its_prediction(run, capsys, piped) -> None:
+    """Other characters that Python's splitlines takes for the end of a line are part of the text."""
+    lines = [f"film{mark}good" for mark in ("\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\r", "\t")]
+    for end in ("\n", ""):
+        piped(("\n".join(lines) + end).encode())
+        found = rows_of(capsys, run, "--keep", "text")
+        assert [row["text"] for row in found] == lines
+        assert len({row["probability"] for row in found}) <= 2
+
+
+def test_rows_are_read_when_they_are_needed() -> None:
+    """A file of any length: what is held at once is a chunk."""
+    endless = Unlabeled("endless", lambda: ((n, {"text": str(n)}) for n in itertools.count(1)))
+    chunks = endless.chunks(3)
+    assert [next(chunks).columns["text"] for _ in range(2)] == [["1", "2", "3"], ["4", "5", "6"]]
+    third = next(chunks)
+    assert third.where(1) == "endless, row 8 (line 8)"
+
+
+@pytest.mark.parametrize("size", ["1", "6"])
+def test_equal_prompts_have_samples_of_their_own(trained, capsys, piped, monkeypatch, size: str) -> None:
+    monkeypatch.setattr("alloralib.cli.predict._BATCHES", 1)  # so that six prompts are six chunks, or one
+    piped(b"film\n" * 6)
+    found = rows_of(capsys, trained("plain text"), "--temperature", "50", "--batch-size", size, "--max-new-tokens", "6")
+    assert len({row["answer"] for row in found}) > 3

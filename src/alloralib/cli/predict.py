@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -196,12 +197,22 @@ def _predict(
         table = _used(arguments, table, columns)
         if len(table) == 0:
             continue
-        if generates:
-            assert table.rows is not None
-            settings["seed"] = first_seed + table.rows[0]  # or equal prompts would be answered alike in all chunks
-            yield table, opened.generate(unanswered(table, columns), **settings)
-        else:
-            yield table, opened.predict_table(table, columns, **settings)
+        try:
+            if generates:
+                assert table.rows is not None
+                settings["seed"] = first_seed + table.rows[0]  # or equal prompts would be answered alike in all chunks
+                predicted: list[Any] = opened.generate(unanswered(table, columns), **settings)
+            else:
+                predicted = opened.predict_table(table, columns, **settings)
+        except DataError as error:
+            raise DataError(error.what, where=_place(error.where, table), remedy=error.remedy) from None
+        yield table, predicted
+
+
+def _place(where: str | None, table: Table) -> str | None:
+    """The place of a row instead of that of a prompt in its chunk."""
+    found = re.fullmatch(r"prompt (\d+)(.*)", where or "")
+    return where if found is None else table.where(int(found[1]) - 1) + found[2]
 
 
 def _kept(keep: str, names: list[str], where: str) -> list[str]:

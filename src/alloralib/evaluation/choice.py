@@ -13,6 +13,7 @@ from .batching import Progress, evaluation_mode, longest_first, no_progress
 from .generation import Prompt, encode_prompt, generate_answers, left_padded
 from .metrics import Evaluation, proportion
 from .next_token import takes
+from .positions import check_positions
 
 
 def evaluate_choices(
@@ -66,6 +67,8 @@ def choice_scores(
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     rows = zip(prompts, encoded, choices, strict=True)
     continuations = [[_continuation(tokenizer, prompt, ids, choice) for choice in options] for prompt, ids, options in rows]
+    lengths = [len(ids) + max(map(len, options)) for ids, options in zip(encoded, continuations, strict=True)]
+    check_positions(model, lengths, what="prompt", remedy="shorten the prompt or its choices")
     sums: list[list[float]] = [[] for _ in encoded]
     with evaluation_mode(model):
         for rows in longest_first([len(ids) for ids in encoded], batch_size):

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 
 from ..errors import DataError, ModelError
 from .batching import Progress, evaluation_mode, longest_first, no_progress
+from .positions import check_positions
 
 Prompt = str | Sequence[dict[str, Any]]
 """A text to continue, or a conversation for the assistant to answer."""
@@ -77,8 +78,13 @@ def generate_answers(
 
     Returns:
         the answers, in the order of the prompts, without special tokens. White space around them is kept.
+
+    Raises:
+        DataError: the model has not enough positions for a prompt and its answer.
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    remedy = f"shorten the prompt, or generate fewer tokens than {max_new_tokens} (--max-new-tokens)"
+    check_positions(model, [len(ids) + max_new_tokens for ids in encoded], what="prompt", remedy=remedy)
     ends = end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     sampling: dict[str, Any] = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}

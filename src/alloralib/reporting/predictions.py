@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ..evaluation.prediction import Prediction
 
 FORMATS = ("csv", "jsonl")
+_LINE_ENDS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
+"""What Unicode takes for the end of a line, and JSON does not escape."""
 
 
 class PredictionWriter:
@@ -58,7 +60,7 @@ class PredictionWriter:
             self._names = output_names(self.keep, ["row", *fields])
         line = {"row": number} | {self._names[name]: finite(cells[name]) for name in self.keep} | fields
         if self.form == "jsonl":
-            self.file.write(json.dumps(line, ensure_ascii=False, default=_text) + "\n")
+            self.file.write(json.dumps(line, ensure_ascii=False, default=_text).translate(_LINE_ENDS) + "\n")
             return
         if is_first:
             self._csv.writerow(line)
