@@ -7,9 +7,11 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -19,7 +21,7 @@ from pyarrow import parquet
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 from alloralib import open_run
-from alloralib.cli.main import main
+from alloralib.cli.main import build_parser, main
 from alloralib.cli.predict import _progress
 from alloralib.data.unlabeled import Unlabeled
 from alloralib.records import RunRecord
@@ -97,17 +99,18 @@ def test_the_probabilities_are_those_of_the_evaluation(trained, tmp_path, capsys
             assert row["probability"] == pytest.approx(item["probability"], abs=1e-5)
 
 
-def test_the_probabilities_are_those_of_stock_transformers_and_peft(trained, run, tmp_path, capsys) -> None:
+@pytest.mark.parametrize("name", ["classification", "pairs"])
+def test_the_probabilities_are_those_of_stock_transformers_and_peft(trained, tmp_path, capsys, name: str) -> None:
     """Row by row, so without padding."""
-    record = RunRecord.read(trained("classification") / "record.json")
+    record = RunRecord.read(trained(name) / "record.json")
     base = AutoModelForSequenceClassification.from_pretrained(record.config["model"], num_labels=2)
-    model = PeftModel.from_pretrained(base, run).eval()
-    tokenizer = AutoTokenizer.from_pretrained(run)
+    model, tokenizer = PeftModel.from_pretrained(base, trained(name)).eval(), AutoTokenizer.from_pretrained(trained(name))
     texts = [" ".join(TEXTS[i : i + 1 + i % 5]) for i in range(40)]  # of different lengths
-    found = rows_of(capsys, run, "--data", jsonl(tmp_path / "new.jsonl", [{"text": text} for text in texts]))
-    for row, text in zip(found, texts, strict=True):
+    rows = [{"text": text} if name == "classification" else {"a": text, "b": TEXTS[-1 - i]} for i, text in enumerate(texts)]
+    found = rows_of(capsys, trained(name), "--data", jsonl(tmp_path / "new.jsonl", rows))
+    for row, cells in zip(found, rows, strict=True):
         with torch.no_grad():
-            expected = model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(0)
+            expected = model(**tokenizer(*cells.values(), return_tensors="pt")).logits[0].softmax(0)
         assert list(row["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
         assert row["predicted"] == record.data["labels"][int(expected.argmax())]
 
@@ -622,3 +625,27 @@ def test_equal_prompts_have_samples_of_their_own(trained, capsys, piped, monkeyp
     piped(b"film\n" * 6)
     found = rows_of(capsys, trained("plain text"), "--temperature", "50", "--batch-size", size, "--max-new-tokens", "6")
     assert len({row["answer"] for row in found}) > 3
+
+
+def test_the_page_of_the_docs(run, capsys) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "predict.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^(?:.*\| )?allora (predict .*)$", page, re.M)
+    assert len(commands) == 4
+    for line in commands:
+        build_parser("predict")[0].parse_args(line.split())
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(example.replace("runs/tweets", run).replace("what a lovely day", "good film").replace("never again", "bad film"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_bfloat16(run, tmp_path, capsys) -> None:
+    """The softmax is in float32, so the probabilities still sum to 1."""
+    data = jsonl(tmp_path / "new.jsonl", [{"text": text} for text in TEXTS[:9]])
+    for row in rows_of(capsys, run, "--data", data, "--dtype", "bfloat16"):
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_model_that_computes_nan_is_refused(run, tmp_path, capsys, monkeypatch) -> None:
+    data = jsonl(tmp_path / "new.jsonl", [{"text": "film"}])
+    monkeypatch.setattr("alloralib.evaluation.prediction.class_logits", lambda *a: torch.tensor([[float("nan"), 0.0]]))
+    refused(["predict", run, "--data", data, "--output", str(tmp_path / "out.csv")], tmp_path, capsys, "NaN or infinite")

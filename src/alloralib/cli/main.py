@@ -80,9 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = VERBS[arguments.verb].run(arguments)
         sys.stdout.flush()  # here, where a closed pipe is handled
         return code
-    except BrokenPipeError:  # the reader of standard output has ended, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
-        return 128 + 13  # of SIGPIPE, as a shell reports it; Windows does not have it
+    except BrokenPipeError:
+        try:
+            print(flush=True)  # what failed may have been another pipe
+        except BrokenPipeError:  # the reader of standard output has ended, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
+            return 128 + 13  # of SIGPIPE, as a shell reports it; Windows does not have it
+        raise
     except Interrupted as error:
         print(f"allora: {error}", file=sys.stderr)
         return 128 + error.signal

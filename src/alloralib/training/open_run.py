@@ -6,7 +6,7 @@
     print(run.evaluate().tuned.metrics["accuracy"])
     print(run.predict(["what a lovely day"])[0].label)
 
-The commands `allora evaluate`, `generate`, `merge` and `export` are built on it.
+The commands `allora evaluate`, `predict`, `generate`, `merge` and `export` are built on it.
 """
 
 from __future__ import annotations
