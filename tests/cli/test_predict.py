@@ -481,6 +481,7 @@ def test_mistakes_of_other_kinds(run, trained, tmp_path, capsys) -> None:
     ):
         refused(["predict", *words], tmp_path, capsys, match)
     (tmp_path / "empty").mkdir()
+    refused(["predict", run, "--data", lines, "--output", str(tmp_path / "empty")], tmp_path, capsys, "a directory")
     words = ["predict", str(trained("image-classification")), "--data", str(tmp_path / "empty")]
     refused(words, tmp_path, capsys, "no image inside")
     parquet.write_table(pyarrow.Table.from_pylist([{"text": "film", "raw": b"\x00"}]), tmp_path / "new.parquet")

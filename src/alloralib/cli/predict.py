@@ -107,6 +107,8 @@ def _output_format(arguments: argparse.Namespace) -> str:
         raise ConfigError(f"unknown --format {form!r}", remedy=did_you_mean(form, FORMATS))
     if arguments.output is None:
         return form or "csv"
+    if Path(arguments.output).is_dir():
+        raise ConfigError("a directory", where=arguments.output, remedy="give the name of a new file")
     implied = {".csv": "csv", ".jsonl": "jsonl"}.get(Path(arguments.output).suffix.lower())
     if form is None and implied is None:
         raise ConfigError("the name does not say the format", where=arguments.output, remedy="give --format csv or jsonl")
