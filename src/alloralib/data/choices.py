@@ -23,6 +23,11 @@ class Question:
     answer: int
 
 
+def choice_lists(table: Table, column: str) -> list[tuple[str, ...]]:
+    """The choices of every row, without an answer. Raises `DataError` as `questions` does."""
+    return [_choices(cell, table.where(row)) for row, cell in enumerate(table.column(column, "choices-column"))]
+
+
 def questions(table: Table, columns: Columns) -> list[Question]:
     """The rows of a multiple-choice table.
 
@@ -43,11 +48,6 @@ def questions(table: Table, columns: Columns) -> list[Question]:
         choices = _choices(cell, table.where(row))
         rows.append(Question(prompt, choices, _answer(answer, choices, table.where(row))))
     return rows
-
-
-def choice_lists(table: Table, column: str) -> list[tuple[str, ...]]:
-    """The choices of every row, without an answer. Raises `DataError` as `questions` does."""
-    return [_choices(cell, table.where(row)) for row, cell in enumerate(table.column(column, "choices-column"))]
 
 
 def _choices(cell: Any, where: str) -> tuple[str, ...]:

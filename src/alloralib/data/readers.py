@@ -39,6 +39,11 @@ def file_format(path: Path) -> str | None:
     return inner if inner in FORMATS and not (inner == ".parquet" and name.endswith(".gz")) else None
 
 
+def iterate_rows(path: Path) -> Rows:
+    """The line and the cells of every row of a text file, one row at a time. Rows may have different columns."""
+    return _READERS[file_format(path) or ""](path)
+
+
 def read_file(path: Path) -> Content:
     """The columns of a file or of a directory of images, and the line of every row of a text file.
 
@@ -65,11 +70,6 @@ def read_file(path: Path) -> Content:
             remedy = "give every row the same columns"
             raise DataError(f"column {missing[0]!r} is missing, but other rows have it", where=where, remedy=remedy)
     return {name: [row[name] for _, row in rows] for name in names}, [line for line, _ in rows]
-
-
-def iterate_rows(path: Path) -> Rows:
-    """The line and the cells of every row of a text file, one row at a time. Rows may have different columns."""
-    return _READERS[file_format(path) or ""](path)
 
 
 def text_lines(path: Path, encoding: str = "utf-8", limit: int = MAX_LINE_BYTES) -> Iterator[tuple[int, str]]:
