@@ -3,7 +3,6 @@
 import csv
 import gzip
 import io
-import itertools
 import json
 import os
 import random
@@ -11,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
@@ -567,6 +567,10 @@ def test_batches_without_padding_token_long_texts_and_numbered_classes(gpt2, tmp
             logits = model(**tokenizer(row["text"], truncation=True, max_length=64, return_tensors="pt")).logits[0]
         assert [float(line[f"probability_{i}"]) for i in range(11)] == pytest.approx(logits.softmax(0).tolist(), abs=1e-5)
         assert line["predicted"] == str(int(logits.argmax()))
+    (run / "record.json").unlink()  # and with it the length that texts are cut at
+    refused(
+        ["predict", str(run), "--data", data], tmp_path, capsys, r"row \d+ \(line \d+\): \d+ tokens, but the model has 64 pos"
+    )
 
 
 def test_prompts_that_are_longer_than_the_model(gpt2, tmp_path, capsys) -> None:
@@ -613,11 +617,17 @@ def test_every_line_has_its_prediction(run, capsys, piped) -> None:
 
 def test_rows_are_read_when_they_are_needed() -> None:
     """A file of any length: what is held at once is a chunk."""
-    endless = Unlabeled("endless", lambda: ((n, {"text": str(n)}) for n in itertools.count(1)))
-    chunks = endless.chunks(3)
+    read: list[int] = []
+
+    def rows() -> Iterator[tuple[int, dict]]:
+        for number in range(1, 100):
+            read.append(number)
+            yield number, {"text": str(number)}
+
+    chunks = Unlabeled("long", rows).chunks(3)
     assert [next(chunks).columns["text"] for _ in range(2)] == [["1", "2", "3"], ["4", "5", "6"]]
-    third = next(chunks)
-    assert third.where(1) == "endless, row 8 (line 8)"
+    assert next(chunks).where(1) == "long, row 8 (line 8)"
+    assert len(read) == 9
 
 
 @pytest.mark.parametrize("size", ["1", "6"])

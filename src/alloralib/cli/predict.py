@@ -212,8 +212,8 @@ def _predict(
 
 
 def _place(where: str | None, table: Table) -> str | None:
-    """The place of a row instead of that of a prompt in its chunk."""
-    found = re.fullmatch(r"prompt (\d+)(.*)", where or "")
+    """The place of a row in the data, instead of that in its chunk."""
+    found = re.fullmatch(r"(?:prompt|row) (\d+)(.*)", where or "")
     return where if found is None else table.where(int(found[1]) - 1) + found[2]
 
 
