@@ -65,7 +65,7 @@ def _conversation(cell: Any, where: str, unanswered: bool) -> list[Message]:
         raise DataError(f"expected a list of messages, got {str(cell)[:60]!r}", where=where, remedy=_EXAMPLE)
     if not cell:
         raise DataError("an empty conversation", where=where, remedy="remove the row, or give it messages")
-    if unanswered and ROLES.get(cell[-1].get("role") or cell[-1].get("from")) == "assistant":
+    if unanswered and ROLES.get(str(cell[-1].get("role") or cell[-1].get("from"))) == "assistant":
         cell = cell[:-1]
         if not cell:
             raise DataError("nothing to answer", where=where, remedy="put a message of the user first")
