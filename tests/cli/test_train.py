@@ -81,9 +81,14 @@ def test_causal_lm(trained, name: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adafactor", "adamw_torch_fused"])
-def test_the_update_rule_under_other_optimizers(base, tmp_path, optimizer: str) -> None:
-    assert main(with_(base, apply_to="update", optimizer=optimizer)) == 0
-    assert json.loads((tmp_path / "run" / "allora_config.json").read_text())["apply_to"] == "update"
+@pytest.mark.parametrize("rule", [{"apply_to": "update"}, {"apply_to": "relative", "eta": 0}])
+def test_the_rule_on_the_step_under_other_optimizers(base, tmp_path, optimizer: str, rule: dict) -> None:
+    assert main(with_(base, optimizer=optimizer, **rule)) == 0
+    assert json.loads((tmp_path / "run" / "allora_config.json").read_text()).items() >= rule.items()
+    if "eta" in rule:  # without the taper no row is slowed
+        record = RunRecord.read(tmp_path / "run" / "record.json")
+        assert record.adapter["eta"] == 0
+        assert {layer[-1] for entry in record.rule for layer in entry["layers"].values()} == {1.0}
 
 
 def weights(tmp_path) -> bytes:

@@ -13,12 +13,12 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from peft import LoraConfig
 from torch import nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..ops.family import METHODS, ApplyTo
 from .dispatch import build_layer
 from .rule import Rule
@@ -55,10 +55,12 @@ class AlloraConfig(LoraConfig):
 
     Args:
         r: rank, >= 1. More than a layer's smaller side only warns.
-        eta: the scale while a row of BA is zero, in (0, 1e6]. The scale is 1/sqrt(||(BA)_i|| + 1/eta^2). It is not the
-            learning rate: the effective learning rate starts at eta times the learning rate.
+        eta: the scale while a row of BA is zero, in (0, 1e6], or 0 with apply_to="relative". The scale is
+            1/sqrt(||(BA)_i|| + 1/eta^2). It is not the learning rate: the effective learning rate starts at eta times the
+            learning rate.
         apply_to: "gradient" is the paper's rule. "update" leaves the gradients alone and scales the optimizer's step, which
-            lets eta keep its meaning under Adam (docs/rule.md).
+            lets eta keep its meaning under Adam. "relative" also measures that step against the frozen weight: the learning
+            rate is then the share of W that one step changes, and eta = 0 turns the taper off (docs/rule.md).
         target_modules, exclude_modules, target_parameters, modules_to_save, rank_pattern, layers_to_transform, bias,
             init_lora_weights (True, False, "gaussian", "orthogonal"), task_type, ...: as in `peft.LoraConfig`.
 
@@ -74,7 +76,8 @@ class AlloraConfig(LoraConfig):
     lora_alpha: int | None = field(default=None, metadata={"help": "Always r; cannot be set."})  # pyright: ignore
     eta: float = field(default=2.0, metadata={"help": "Scale of the gradient while a row of BA is zero, > 0."})
     apply_to: ApplyTo = field(
-        default="gradient", metadata={"help": "Scale the gradient (the paper's rule) or the optimizer's update."}
+        default="gradient",
+        metadata={"help": "Scale the gradient (the paper's rule), the update, or the update relative to W."},
     )
 
     def __post_init__(self) -> None:
@@ -94,13 +97,17 @@ class AlloraConfig(LoraConfig):
         for name, r in ranks.items():
             if isinstance(r, bool) or not isinstance(r, int) or r < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {r!r}", remedy="set r to 4 ... 64")
-        if isinstance(self.eta, bool) or not isinstance(self.eta, int | float) or not 0 < self.eta <= LARGEST_ETA:
+        no_taper = self.apply_to == "relative" and self.eta == 0
+        number = isinstance(self.eta, int | float) and not isinstance(self.eta, bool)
+        if not number or not (0 < self.eta <= LARGEST_ETA or no_taper):
             raise ConfigError(
                 f"eta must be a number in (0, {LARGEST_ETA:g}], got {self.eta!r}",
                 remedy="the paper uses eta = 1, 1.41 and 2; it is the scale of the gradient while a row of BA is zero",
             )
-        if self.apply_to not in ("gradient", "update"):
-            raise ConfigError(f"apply_to must be 'gradient' or 'update', got {self.apply_to!r}")
+        known = get_args(ApplyTo)
+        if self.apply_to not in known:
+            remedy = did_you_mean(str(self.apply_to), known)
+            raise ConfigError(f"apply_to must be one of {', '.join(known)}, got {self.apply_to!r}", remedy=remedy)
 
     def _settable(self) -> frozenset[str]:
         return _SETTABLE
@@ -172,8 +179,9 @@ class VariantConfig(AlloraConfig):
         variants = [name for name, m in METHODS.items() if not m.is_stock_lora and name != "allora"]
         if self.method not in variants:
             raise ConfigError(f"method={self.method!r} is not one of {', '.join(variants)}")
-        if self.apply_to == "update" and "apply_to" not in METHODS[self.method].settings:
-            raise ConfigError(f"apply_to='update' scales rows, and {self.method} does not", remedy="leave apply_to out")
+        if self.apply_to != "gradient" and "apply_to" not in METHODS[self.method].settings:
+            what = f"apply_to={self.apply_to!r} scales rows, and {self.method} does not"
+            raise ConfigError(what, remedy="leave apply_to out")
         if not (isinstance(self.lora_dropout, int | float) and 0 <= self.lora_dropout < 1) or math.isnan(self.lora_dropout):
             raise ConfigError(f"dropout must be in [0, 1), got {self.lora_dropout!r}")
         super().__post_init__()

@@ -1,16 +1,20 @@
 """The factors A and B of an adapter on a PEFT LoRA layer of any type, and their layout.
 
 Works on PEFT's own layers and on ours. Foreign private API used here: the names under which PEFT's LoRA layers hold A and B,
-and its layout of stacked experts (`peft.tuners.lora.layer.ParamWrapper`).
+and its layout of stacked experts (`peft.tuners.lora.layer.ParamWrapper`, with `_param_ndim` and
+`_did_swap_in_out_features`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from peft.tuners.lora import layer as peft_layers
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import LayerError
 from ..ops.conv import expand_groups
@@ -67,11 +71,30 @@ def adapter_row_norms(layer: Any, name: str) -> Tensor:
     Raises:
         LayerError: a factor is sharded at this moment.
     """
-    A, B = adapter_matrices(layer, name)
+    return row_norms(*expanded(layer, *adapter_matrices(layer, name)))
+
+
+def expanded(layer: Any, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B whose product is BA also in a convolution with groups, whose B has r/groups columns."""
     base = layer.get_base_layer()
-    if isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        B = expand_groups(B, base.groups)
-    return row_norms(A, B)
+    return A, expand_groups(B, base.groups) if isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d) else B
+
+
+@torch.no_grad()
+def weight_row_norms(layer: Any) -> Tensor:
+    """||W_i|| of the frozen layer, for the rows that BA has: (..., n1), float32 or wider. Quantized weights are dequantized."""
+    base = layer.get_base_layer()
+    if isinstance(layer, peft_layers.ParamWrapper):
+        weight = layer.get_param()
+        if layer._param_ndim == 2:
+            weight = weight[None]
+        elif not layer._did_swap_in_out_features:  # stored as (experts, in, out)
+            weight = weight.mT
+    else:
+        weight = dequantize_module_weight(base)
+        weight = weight.mT if isinstance(base, nn.Embedding | Conv1D) else weight.flatten(1)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return torch.linalg.vector_norm(weight.detach(), dim=-1, dtype=wide)
 
 
 def by_expert(A: Tensor, B: Tensor, experts: int) -> tuple[Tensor, Tensor]:

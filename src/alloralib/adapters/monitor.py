@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from ..ops.scale import scale
 from .factors import adapter_parameters, adapter_row_norms
+from .update import row_factors
 
 
 class LayerState(NamedTuple):
@@ -35,7 +35,7 @@ def layer_states(model: nn.Module, adapter: str = "default") -> dict[str, LayerS
             continue
         norms = adapter_row_norms(layer, adapter) * abs(float(layer.scaling[adapter]))
         rule = getattr(layer.lora_variant.get(adapter), "rule", None)
-        s = scale(norms, rule.eta) if rule is not None and rule.scales_rows else None
+        s = row_factors(layer, adapter, rule) if rule is not None and rule.scales_rows else None
         states[name] = LayerState(
             norms.mean().item(),
             norms.max().item(),

@@ -15,8 +15,8 @@ class Rule:
 
     Attributes:
         method: a name in `alloralib.METHODS` that PEFT's own LoRA layers cannot train.
-        eta: the scale where a row of BA is zero, > 0.
-        apply_to: "gradient" (the paper's rule) or "update" (the optimizer's step is scaled instead).
+        eta: the scale where a row of BA is zero, > 0; or 0 with "relative", for no taper.
+        apply_to: "gradient" (the paper's rule), or "update" or "relative" (the optimizer's step is scaled instead).
     """
 
     method: str
@@ -26,7 +26,12 @@ class Rule:
     @property
     def gradient(self) -> GradientAdaptor:
         """What the backward pass does to the gradients of A and B; nothing if the optimizer's step is scaled instead."""
-        return "plain" if self.apply_to == "update" else METHODS[self.method].gradient
+        return "plain" if self.scales_step else METHODS[self.method].gradient
+
+    @property
+    def scales_step(self) -> bool:
+        """Whether the rule acts on the optimizer's step (`update.py`) and leaves the gradients of A and B alone."""
+        return self.apply_to != "gradient"
 
     @property
     def scales_output(self) -> bool:

@@ -37,7 +37,7 @@ class AlloraVariant(LoraVariant):
         return not self.rule.scales_output
 
     def init(self, module: Any, adapter_name: str, **kwargs: Any) -> None:
-        if self.rule.apply_to == "update":
+        if self.rule.scales_step:
             update.track(module)
 
     def merge_safe(self, module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:

@@ -142,7 +142,8 @@ def inspect_adapter(path: Path, base: Path | None = None) -> Inspection:
     """
     config, tensors = read_config(path), read_weights(path)
     rule = read_sidecar(path)
-    eta = None if rule is None or rule.scales_output else float(rule.eta)
+    # a relative scale also needs the frozen weight
+    eta = None if rule is None or rule.scales_output or rule.apply_to == "relative" else float(rule.eta)
     factors = dict(_factors(path, tensors))
     layers = [_layer(name, A, B, config, eta) for name, (A, B) in factors.items()]
     targets = config.get("target_modules") or []

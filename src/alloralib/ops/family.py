@@ -27,8 +27,9 @@ OutputAdaptor = Literal["identity", "eta", "scaled", "magnitude"]
 """
 
 Setting = Literal["eta", "dropout", "apply_to"]
-ApplyTo = Literal["gradient", "update"]
-"""Where the scale acts: on the gradient (the paper's rule), or on the optimizer's update."""
+ApplyTo = Literal["gradient", "update", "relative"]
+"""Where the scale acts: on the gradient (the paper's rule), on the optimizer's update, or on an update that is also measured
+against the frozen weight (`alloralib.ops.relative`)."""
 
 
 @dataclass(frozen=True)

@@ -107,3 +107,20 @@ def delta_weight(A: Tensor, B: Tensor, *, eta: float, scaling: float = 1.0) -> T
         lambda x, A, B: scaling * (x @ (B @ A).mT),
         identity, A, B, gradient="row", eta=eta, norms=lambda: row_norms(A, B).unsqueeze(-2),
     ).mT  # fmt: skip
+
+
+def relative_step(
+    W: Tensor, A: Tensor, B: Tensor, dA: Tensor, dB: Tensor, *, rate: float, eta: float
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Twin of `relative.py`: the step (dA, dB) as it is applied to A (r, n2) and B (n1, r), beside W (n1, n2)."""
+
+    def norms_of_rows(M: Tensor) -> Tensor:
+        return M.square().sum(dim=1).sqrt()
+
+    def rms(x: Tensor) -> Tensor:
+        return x.square().mean().sqrt()
+
+    c = rate * rms(norms_of_rows(W)) / rms(norms_of_rows(dB @ A + B @ dA))
+    t = 1 / torch.sqrt(1 + eta**2 * row_norms(A, B) / norms_of_rows(W))
+    of_A = rms(t[:, None] * B) / rms(B) if B.any() else t.max()
+    return c * of_A * dA, c * t[:, None] * dB

@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..data.forms import KINDS, LANGUAGE, PARTS, Columns, Kind
 from ..data.registry import REGISTRY
 from ..errors import ConfigError, did_you_mean
+from ..ops.family import ApplyTo
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-ApplyTo = Literal["gradient", "update"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Reporter = Literal["tensorboard", "wandb", "trackio"]
 
@@ -73,7 +73,10 @@ class RunConfig(BaseModel):
     method: str = Field(default="allora", description="allora, allora-d, allora-od, asf-lora, lora-x-eta, lora, dora, ...")
     r: int = Field(default=16, description="rank of the adapter")
     eta: float | None = Field(default=None, description="scale of the gradient of a row of BA that is zero [2.0]")
-    apply_to: ApplyTo | None = Field(default=None, description="scale the gradient, or the optimizer's update [gradient]")
+    apply_to: ApplyTo | None = Field(
+        default=None,
+        description="scale the gradient, the update, or (relative) the update against the frozen weight [gradient]",
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None, description="dropout of the adapter's input, for methods that have one (allora has none) [0.05]"
     )

@@ -94,7 +94,7 @@ def make_record(
 
 
 def _describe_adapter(config: RunConfig, found: dict[str, Any]) -> dict[str, Any]:
-    values = {"eta": config.eta or DEFAULT_ETA, "apply_to": config.apply_to or "gradient"}
+    values = {"eta": DEFAULT_ETA if config.eta is None else config.eta, "apply_to": config.apply_to or "gradient"}
     settings = {name: value for name, value in values.items() if name in METHODS[config.method].settings}
     size = {"modules": found["modules"], "trained_parameters": found["parameters"]}
     return {"method": config.method, "r": config.r, **settings, **size}
