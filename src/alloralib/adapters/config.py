@@ -23,6 +23,7 @@ from ..ops.family import METHODS, ApplyTo
 from .dispatch import build_layer
 from .rule import Rule
 from .sidecar import read_sidecar, write_sidecar
+from .stock import shortened
 
 LARGEST_ETA = 1e6
 """Beyond it eta^2 |BA| does not fit float32. The paper uses 1 to 2."""
@@ -136,12 +137,10 @@ class AlloraConfig(LoraConfig):
         self.alpha_pattern = dict(self.rank_pattern or {})
 
     def to_dict(self) -> dict[str, Any]:
-        """The stock LoRA configuration with the same forward pass: LoRA's keys only, lora_alpha == r."""
+        """The content of `adapter_config.json`: the stock LoRA adapter with the same forward pass, without keys at default."""
         self._sync_alpha()
         stock = {f.name for f in dataclasses.fields(LoraConfig)}
-        content = {key: value for key, value in super().to_dict().items() if key in stock}
-        # A set has no order, and two equal runs must write equal files.
-        return {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
+        return shortened({key: value for key, value in super().to_dict().items() if key in stock})
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write `adapter_config.json`, with LoRA's keys only, and `allora_config.json`, with the rule."""
