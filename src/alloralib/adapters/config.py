@@ -186,9 +186,14 @@ class VariantConfig(AlloraConfig):
         return _SETTABLE | {"lora_dropout"} if "dropout" in METHODS[self.method].settings else _SETTABLE
 
     def to_dict(self) -> dict[str, Any]:
-        """As `AlloraConfig.to_dict`. A method that no LoRA adapter computes writes its own name, so stock PEFT refuses it."""
+        """As `AlloraConfig.to_dict`. A method that no LoRA adapter computes must be refused by other programs, and not be
+        taken for LoRA: PEFT refuses the unknown `peft_type`; those that do not look at it need `lora_alpha`, which is left out.
+        """
         stock = super().to_dict()
-        return stock if METHODS[self.method].mergeable else stock | {"peft_type": self.method.upper()}
+        if not METHODS[self.method].mergeable:
+            stock["peft_type"] = self.method.upper()
+            del stock["lora_alpha"]
+        return stock
 
 
 def load_config(path: str | os.PathLike[str], **kwargs: Any) -> LoraConfig:
@@ -207,4 +212,6 @@ def load_config(path: str | os.PathLike[str], **kwargs: Any) -> LoraConfig:
         return stock
     fields = {f.name: getattr(stock, f.name) for f in dataclasses.fields(LoraConfig) if f.init}
     fields |= {"eta": rule.eta, "apply_to": rule.apply_to, "peft_type": None}
+    if not METHODS[rule.method].mergeable:
+        fields["lora_alpha"] = None
     return AlloraConfig(**fields) if rule.method == "allora" else VariantConfig(method=rule.method, **fields)
