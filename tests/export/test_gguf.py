@@ -6,12 +6,15 @@ import textwrap
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from alloralib.errors import ConfigError, MergeError
 from alloralib.export import gguf
 from alloralib.export.gguf import _LAYOUTS, check_storable, export_gguf, find_converter, unpermute
 
 from ..adapters.models import bert, gpt2, llama, tokens
+from ..cli.commands import json_of
+from ..cli.commands import refused as refused_words
 from .adapters import CONVERTER, needs_tools, saved
 
 INPUTS = [{"input_ids": tokens(1, n)} for n in (3, 7)]
@@ -62,6 +65,44 @@ def test_other_factors_and_ranks_by_layer(tmp_path, method: str) -> None:
     from gguf import GGUFReader
 
     assert GGUFReader(tmp_path / "out.gguf").get_field("adapter.lora.alpha").contents() == (8 if method == "pissa" else 4)
+
+
+@needs_tools
+def test_llama_3_with_scaled_rotary_embeddings(tmp_path) -> None:
+    """Converters once wrote the base's `rope_freqs` into the adapter, which llama.cpp then refused. And an adapter that PEFT
+    saved has the frozen embeddings in it, which belong to no adapter either."""
+    rope = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 64
+
+    def base():
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(**SHAPE, rope_parameters=rope, max_position_embeddings=128)
+        return transformers.LlamaForCausalLM(config).eval()
+
+    model, adapter = saved(tmp_path, base=base, target_modules=["q_proj", "embed_tokens"])
+    model.save_pretrained(adapter)
+    assert any("base_layer" in name for name in load_file(adapter / "adapter_model.safetensors"))
+    convert(tmp_path, adapter, base)
+    from gguf import GGUFReader
+
+    names = {tensor.name.rpartition(".")[2] for tensor in GGUFReader(tmp_path / "out.gguf").tensors}
+    assert names == {"lora_a", "lora_b"}
+
+
+@needs_tools
+def test_a_run_is_exported_by_the_command(trained, tmp_path, capsys) -> None:
+    words = ["--format", "gguf", "--output", str(tmp_path / "out.gguf"), "--converter", str(CONVERTER)]
+    found = json_of(capsys, ["export", str(trained("causal-lm")), *words])
+    assert found["difference"] <= found["tolerance"] < found["change"]
+    refused_by_the_command = [
+        "export",
+        str(trained("classification")),
+        "--format",
+        "gguf",
+        "--output",
+        str(tmp_path / "no.gguf"),
+    ]
+    refused_words(refused_by_the_command, tmp_path, capsys, "a classifier's head")
 
 
 BROKEN = """
@@ -166,6 +207,15 @@ def test_an_unknown_architecture_is_refused(tmp_path) -> None:
     """llama.cpp's converter writes adapters of GPT-2 without a complaint, with A and B in each other's place."""
     _, adapter = saved(tmp_path, base=gpt2, target_modules=["c_attn"])
     refused(tmp_path, adapter, gpt2, "GPT2LMHeadModel.*swaps A and B")
+
+
+def test_a_model_that_also_sees_is_refused(tmp_path) -> None:
+    """Its configuration holds the language model's in `text_config`."""
+    _, adapter = saved(tmp_path, target_modules=["q_proj"])
+    (tmp_path / "base").mkdir()
+    transformers.Gemma3Config(architectures=["Gemma3ForConditionalGeneration"]).save_pretrained(tmp_path / "base")
+    with pytest.raises(MergeError, match=r"Gemma3ForConditionalGeneration cannot be written as GGUF[\s\S]*--format merged"):
+        check_storable(adapter, str(tmp_path / "base"))
 
 
 @needs_tools

@@ -3,15 +3,16 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import AutoPeftModelForCausalLM, LoraConfig
 from safetensors.torch import load_file, save_file
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import AutoModelForCausalLM, ViTConfig, ViTForImageClassification
 
 from alloralib import METHODS, AlloraConfig, make_config
 from alloralib.errors import MergeError
@@ -100,6 +101,32 @@ def test_todays_peft_loads_it_as_stock_lora_with_the_same_logits(cases) -> None:
             torch.testing.assert_close(model(**given).logits, expected, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("method", ["allora", "lora-x-eta"])
+def test_the_snippets_of_the_docs_load_it(cases, tmp_path, method: str) -> None:
+    """`AutoPeftModelForCausalLM` finds the base by its name, and transformers' own `load_adapter` reads PEFT's files alone."""
+    path = cases[method, "language model"]
+    named = json.loads((path / "adapter" / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(path / "base")}
+    shutil.copytree(path / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(named))
+    given = load_file(path / "input.safetensors")
+    expected = given.pop("logits")
+    plain = AutoModelForCausalLM.from_pretrained(path / "base").eval()
+    plain.load_adapter(str(tmp_path / "adapter"))
+    for model in (AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval(), plain):
+        with torch.no_grad():
+            torch.testing.assert_close(model(**given).logits, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_every_tensor_has_the_prefix_of_peft_once(cases) -> None:
+    """Programs strip `base_model.model.` once; a second one, or torch.compile's `_orig_mod.`, makes the adapter a stranger."""
+    for path in cases.values():
+        for name in load_file(path / "adapter" / "adapter_model.safetensors"):
+            assert name.startswith("base_model.model.")
+            assert name.count("base_model.") == 1
+            assert "base_layer" not in name
+            assert "_orig_mod" not in name
+
+
 @needs_tools
 def test_peft_0_15_loads_what_it_should_and_gives_the_same_logits(cases, old) -> None:
     for case, path in cases.items():
@@ -185,6 +212,12 @@ def test_vllm_refuses_what_we_say_it_refuses(tmp_path, monkeypatch, settings: di
 def test_a_rank_above_vllms_largest_is_named() -> None:
     assert reasons({"peft_type": "LORA", "r": 513})[VLLM] == ["a rank above 512"]
     assert "not in vLLM: a rank above 512" in summary({"peft_type": "LORA", "r": 513})
+
+
+def test_the_summary_names_the_first_version_of_peft_that_has_all_settings(cases) -> None:
+    assert "PEFT 0.15 and newer" in summary(config_of(cases["allora", "language model"]))
+    assert "PEFT 0.16 and newer" in summary(config_of(cases["more", "orthogonal"]))
+    assert summary(config_of(cases["asf-lora", "language model"])).startswith("loads in: alloralib alone; not in PEFT")
 
 
 def test_llama_cpp_is_checked_before_the_conversion(cases) -> None:

@@ -39,10 +39,7 @@ def _other_modules(config: Config) -> bool:
 
 
 _RULES: dict[str, list[tuple[Callable[[Config], bool], str]]] = {
-    PEFT: [
-        (lambda c: c.get("init_lora_weights") == "orthogonal", "init_lora_weights='orthogonal' needs PEFT 0.16"),
-        *((_set(key), f"{key} needs PEFT {version}") for key, version in _NEWER_PEFT.items()),
-    ],
+    PEFT: [(lambda c: oldest_peft(c) != OLDEST_PEFT, "it has settings of a newer version")],
     VLLM: [
         (_set("use_dora"), "DoRA"),
         (_other_modules, "fully trained modules (modules_to_save) other than classifier and score"),
@@ -62,6 +59,18 @@ _RULES: dict[str, list[tuple[Callable[[Config], bool], str]]] = {
         (_set("layer_replication", "use_bdlora", "use_qalora"), "another LoRA variant"),
     ],
 }
+
+
+def oldest_peft(config: Config) -> str:
+    """The first version of PEFT, from 0.15, that has all settings of the adapter.
+
+    >>> oldest_peft({"r": 8, "target_parameters": ["experts.down_proj"]})
+    '0.17'
+    """
+    needed = {version for key, version in _NEWER_PEFT.items() if config.get(key)}
+    if config.get("init_lora_weights") == "orthogonal":
+        needed.add("0.16")
+    return max({OLDEST_PEFT} | needed)
 
 
 def largest_rank(config: Config) -> int:
@@ -93,9 +102,11 @@ def summary(config: Config) -> str:
     'loads in: PEFT 0.15 and newer; vLLM with --max-lora-rank 32; llama.cpp after --format gguf'
     """
     found = reasons(config)
+    if config.get("peft_type") == "LORA":
+        found[PEFT] = []
     rank = next((n for n in VLLM_RANKS if n >= largest_rank(config)), None)
     how = {
-        PEFT: f"PEFT {OLDEST_PEFT} and newer",
+        PEFT: f"PEFT {oldest_peft(config)} and newer",
         VLLM: f"vLLM with --max-lora-rank {rank}",
         LLAMA_CPP: "llama.cpp after --format gguf",
     }
