@@ -9,7 +9,8 @@ import sys
 import warnings
 from pathlib import Path
 
-sys.modules["torchao"] = None  # the one beside us is newer than this PEFT can import
+if __name__ == "__main__":
+    sys.modules["torchao"] = None  # the one beside us is newer than this PEFT can import
 
 import peft
 import torch
