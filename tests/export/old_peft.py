@@ -3,7 +3,6 @@
 python old_peft.py DIRECTORY      reads DIRECTORY/*/{base,adapter,input.safetensors}, writes DIRECTORY/*/found.json
 """
 
-# ruff: noqa: E402
 import json
 import sys
 import warnings
