@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM := false
 # Where the data sets of the paper's studies are.
 ALLORA_DATA_DIR ?= ../shared/data
 
-.PHONY: help demo test quick paper check format bench clean
+.PHONY: help demo test tools quick paper check format bench clean
 
 help:
 	@sed -n 's/^# make/make/p; s/^## //p' $(MAKEFILE_LIST)
@@ -29,8 +29,15 @@ demo: $(INSTALLED)
 	$(BIN)/allora train --config examples/tweets.yaml --overwrite
 
 ## test: the whole test suite, a process for each core
-test: $(INSTALLED)
+test: $(INSTALLED) tools
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+## tools: an older PEFT, llama.cpp's converter and vLLM's loader of adapters, for the tests of docs/tools.md
+tools: .tools/.installed
+
+.tools/.installed: $(INSTALLED) tests/export/get_tools.py tests/export/old_peft.txt
+	$(BIN)/python -m tests.export.get_tools .tools
+	@touch $@
 
 ## quick: run the short studies of the paper and compare them with the committed records; minutes
 quick: $(INSTALLED)
@@ -73,4 +80,4 @@ bench: $(VENV)/.peers
 
 ## clean: remove the environment and what the tools leave
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .tools .pytest_cache .ruff_cache .hypothesis .import_linter_cache

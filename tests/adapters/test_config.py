@@ -81,7 +81,7 @@ def test_alpha_is_r_for_every_rank_even_after_assignment() -> None:
 
 
 def test_stock_keys_only_on_disk() -> None:
-    assert AlloraConfig(target_modules=["q", "v"]).to_dict().keys() == LoraConfig(target_modules=["q"]).to_dict().keys()
+    assert AlloraConfig(target_modules=["q", "v"]).to_dict().keys() <= LoraConfig(target_modules=["q"]).to_dict().keys()
 
 
 def test_dataclasses_replace_works() -> None:

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from alloralib import AlloraConfig, VariantConfig, load_config, make_config
 from alloralib.adapters.layers import Linear
 from alloralib.adapters.sidecar import SIDECAR
+from alloralib.adapters.stock import EVERY_READER
 from alloralib.errors import ConfigError
 
 from .models import assert_rule, gradients, llama, lora_twin, randomise, tokens
@@ -31,7 +32,7 @@ def saved(tmp_path, method: str = "allora", **settings):
 def test_what_is_on_disk(tmp_path) -> None:
     _, path = saved(tmp_path)
     stock = json.loads((path / "adapter_config.json").read_text())
-    assert stock.keys() == set(LoraConfig().to_dict())
+    assert stock.keys() == EVERY_READER | {"rank_pattern", "alpha_pattern", "auto_mapping"}
     assert (stock["peft_type"], stock["r"], stock["lora_alpha"]) == ("LORA", 4, 4)
     assert stock["rank_pattern"] == stock["alpha_pattern"] == {"q_proj": 2}
     ours = json.loads((path / SIDECAR).read_text())
@@ -144,19 +145,6 @@ def test_a_damaged_sidecar_is_named(tmp_path, damage: str, match: str) -> None:
     (path / SIDECAR).write_text(damage)
     with pytest.raises(ConfigError, match=match):
         PeftModel.from_pretrained(llama(), path, is_trainable=True)
-
-
-def test_equal_adapters_are_equal_files(tmp_path) -> None:
-    """PEFT keeps target modules in a set, whose order changes from process to process."""
-    contents = []
-    for seed in ("1", "2"):
-        code = (
-            "from alloralib import AlloraConfig\n"
-            f"AlloraConfig(target_modules=[*'abcdefgh']).save_pretrained({str(tmp_path / seed)!r})"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONHASHSEED": seed, "PATH": ""}, timeout=300)
-        contents.append((tmp_path / seed / "adapter_config.json").read_bytes())
-    assert contents[0] == contents[1]
 
 
 def test_any_import_of_the_package_installs_the_hooks() -> None:

@@ -1,39 +1,31 @@
 """An export computes what was trained; a broken merge or converter is caught and leaves nothing behind."""
 
-import textwrap
+import json
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alloralib import make_config
 from alloralib.errors import ConfigError, MergeError
-from alloralib.export import gguf, merged
-from alloralib.export.gguf import export_gguf, find_converter, unpermute
+from alloralib.export import merged
 from alloralib.export.merged import export_merged
 from alloralib.export.peft import export_peft
 
 from ..adapters.models import bert, gpt2, llama, randomise, tokens
+from .adapters import saved
 
 INPUTS = [{"input_ids": tokens(1, n)} for n in (3, 7)]
 TARGETS = ["q_proj", "k_proj", "down_proj"]
-
-
-def saved(tmp_path, method: str = "allora", base=llama, *, trained: bool = True, **settings):
-    settings = {"r": 4, "target_modules": TARGETS} | settings
-    model = get_peft_model(base(), make_config(method, **settings)).eval()
-    if trained:
-        randomise(model)
-    model.save_pretrained(tmp_path / "adapter")
-    return model, tmp_path / "adapter"
 
 
 def nothing_left(tmp_path) -> None:
     assert {p.name for p in tmp_path.iterdir()} <= {"adapter", "base", "converter.py"}
 
 
-METHODS = ["allora", "allora-d", "allora-od", "lora-x-eta", "lora", "dora", "rslora"]
+METHODS = ["allora", "allora-d", "allora-od", "lora-x-eta", "lora", "dora", "rslora", "pissa"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -58,7 +50,7 @@ def test_merged_gpt2_and_a_classifier(tmp_path) -> None:
         torch.testing.assert_close(again(**INPUTS[1]).logits, model(**INPUTS[1]).logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["allora", "lora-x-eta", "dora"])
+@pytest.mark.parametrize("method", ["allora", "lora-x-eta", "dora", "pissa"])
 def test_peft_directory(tmp_path, method: str) -> None:
     model, adapter = saved(tmp_path, method)
     (adapter / "record.json").write_text("{}")
@@ -69,7 +61,36 @@ def test_peft_directory(tmp_path, method: str) -> None:
     }  # fmt: skip
     again = PeftModel.from_pretrained(llama(), tmp_path / "clean").eval()
     with torch.no_grad():
-        torch.testing.assert_close(again(**INPUTS[1]).logits, model(**INPUTS[1]).logits)
+        torch.testing.assert_close(again(**INPUTS[1]).logits, model(**INPUTS[1]).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pissa_adapter_is_exported_as_lora_on_the_base_itself(tmp_path) -> None:
+    """PEFT subtracts the initial B A from the base when it loads PiSSA; no other program does."""
+    model, adapter = saved(tmp_path, "pissa", rank_pattern={"q_proj": 2})
+    export_peft(adapter, tmp_path / "clean", load_base=llama, inputs=INPUTS)
+    config = LoraConfig.from_pretrained(str(tmp_path / "clean"))
+    assert (config.init_lora_weights, config.r, config.rank_pattern["q_proj"]) == (True, 8, 4)
+    weights = load_file(tmp_path / "clean" / "adapter_model.safetensors")
+    base = llama()
+    for name, module in base.named_modules():
+        key = f"base_model.model.{name}.lora_"
+        if key + "A.weight" in weights:  # W + BA, as any program computes it
+            module.weight.data += weights[key + "B.weight"] @ weights[key + "A.weight"]
+    with torch.no_grad():
+        torch.testing.assert_close(base(**INPUTS[1]).logits, model(**INPUTS[1]).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_what_peft_wrote_is_exported_without_the_keys_at_their_default(tmp_path, method: str) -> None:
+    """An adapter that another tool trained has every key of its PEFT version."""
+    _, adapter = saved(tmp_path, method)
+    short = json.loads((adapter / "adapter_config.json").read_text())
+    whole = LoraConfig.from_pretrained(str(adapter)).to_dict()
+    assert "velora_config" in whole
+    whole |= {"target_modules": sorted(whole["target_modules"]), "a_key_of_tomorrow": 1}
+    (adapter / "adapter_config.json").write_text(json.dumps(whole))
+    export_peft(adapter, tmp_path / "clean", load_base=llama, inputs=INPUTS)
+    assert json.loads((tmp_path / "clean" / "adapter_config.json").read_text()) == short | {"a_key_of_tomorrow": 1}
 
 
 def drops_a_layer(model):
@@ -147,133 +168,3 @@ def test_existing_files_are_not_overwritten(tmp_path) -> None:
     with pytest.raises(ConfigError, match="already exists"):
         export_merged(adapter, tmp_path / "base", load_base=llama, inputs=INPUTS)
     assert (tmp_path / "base" / "thesis.tex").read_text() == "years of work"
-
-
-CONVERTER = textwrap.dedent(
-    '''
-    """Imitates llama.cpp's convert_lora_to_gguf.py: its arguments and its layout, with a mistake on request."""
-    import argparse, json, pathlib, re
-    import gguf, torch
-    from safetensors.torch import load_file
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--outfile"); parser.add_argument("--outtype"); parser.add_argument("--base")
-    parser.add_argument("lora_path", type=pathlib.Path)
-    args = parser.parse_args()
-    config = json.loads((pathlib.Path(args.base) / "config.json").read_text())
-    lora = json.loads((args.lora_path / "adapter_config.json").read_text())
-    tensors = load_file(args.lora_path / "adapter_model.safetensors")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    writer = gguf.GGUFWriter(args.outfile, "llama")
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, lora["lora_alpha"] * (2 if MISTAKE == "alpha twice" else 1))
-
-    def permute(w, heads):
-        return w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
-
-    for number, (name, tensor) in enumerate(sorted(tensors.items())):
-        if ".base_layer." in name:
-            continue
-        module = re.match(r"base_model\\.model\\.(.*)\\.lora_(?:embedding_)?[AB]", name)[1]
-        side = "a" if "_A" in name else "b"
-        if MISTAKE == "drops a layer" and ".layers.1.mlp" in name:
-            continue
-        if side == "b" and MISTAKE != "no permutation":
-            if module.endswith("q_proj"):
-                tensor = permute(tensor, config["num_attention_heads"])
-            if module.endswith("k_proj"):
-                tensor = permute(tensor, config["num_key_value_heads"])
-        if MISTAKE == "zero B" and side == "b":
-            tensor = torch.zeros_like(tensor)
-        if module.endswith("embed_tokens") and side == "a":
-            tensor = tensor.T.contiguous()
-        if MISTAKE == "half precision":
-            tensor = tensor.half()
-        data = tensor.contiguous().numpy()
-        writer.add_tensor(names.get_name(module + ".weight", try_suffixes=(".weight",)) + ".lora_" + side, data)
-    if MISTAKE == "fails":
-        raise SystemExit("Model LlamaForCausalLM is not supported")
-    writer.write_header_to_file(); writer.write_kv_data_to_file(); writer.write_tensors_to_file(); writer.close()
-    '''
-)
-
-
-def convert(tmp_path, adapter, mistake: str = "", load_base=llama):
-    converter = tmp_path / "converter.py"
-    converter.write_text(f"MISTAKE = {mistake!r}\n{CONVERTER}")
-    load_base().save_pretrained(tmp_path / "base")
-    return export_gguf(
-        adapter, tmp_path / "out.gguf", load_base=load_base, inputs=INPUTS, base=tmp_path / "base", converter=converter
-    )
-
-
-@pytest.mark.parametrize("method", ["allora", "lora-x-eta", "rslora"])
-@pytest.mark.parametrize("mistake", ["", "half precision"])
-def test_gguf(tmp_path, method: str, mistake: str) -> None:
-    """With ranks that differ by layer, which one alpha cannot express, and with another factor than alpha/r."""
-    _, adapter = saved(tmp_path, method, rank_pattern={"q_proj": 2})
-    proof = convert(tmp_path, adapter, mistake)
-    assert proof.difference <= proof.tolerance
-    from gguf import GGUFReader
-
-    reader = GGUFReader(tmp_path / "out.gguf")
-    assert len(reader.tensors) == 2 * 2 * len(TARGETS)
-    assert reader.get_field("adapter.lora.alpha").contents() == 4
-
-
-def test_gguf_embedding(tmp_path) -> None:
-    _, adapter = saved(tmp_path, target_modules=["embed_tokens", "v_proj"])
-    convert(tmp_path, adapter)
-    assert (tmp_path / "out.gguf").is_file()
-
-
-@pytest.mark.parametrize(
-    ("mistake", "match"),
-    [
-        ("drops a layer", "10 tensors where the adapter has 12"),
-        ("alpha twice", "B is off"),
-        ("no permutation", "_proj, B is off"),
-        ("zero B", "B is off"),
-        ("fails", "not supported"),
-    ],
-)
-def test_a_wrong_converter_is_caught(tmp_path, mistake: str, match: str) -> None:
-    _, adapter = saved(tmp_path)
-    with pytest.raises((MergeError, ConfigError), match=match):
-        convert(tmp_path, adapter, mistake)
-    nothing_left(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("method", "settings", "match"),
-    [
-        ("dora", {}, "cannot store use_dora"),
-        ("asf-lora", {}, "ASF-LoRA"),
-        ("allora", {"modules_to_save": ["lm_head"]}, "cannot store modules_to_save"),
-    ],
-)
-def test_gguf_refuses_what_it_cannot_store(tmp_path, method: str, settings: dict, match: str) -> None:
-    _, adapter = saved(tmp_path, method, **settings)
-    with pytest.raises(MergeError, match=match):
-        convert(tmp_path, adapter)
-    nothing_left(tmp_path)
-
-
-def test_the_permutation_is_reversed() -> None:
-    weight = torch.arange(24 * 3.0).reshape(24, 3)
-    for heads in (1, 2, 3):
-        there = weight.reshape(heads, 2, 24 // heads // 2, 3).swapaxes(1, 2).reshape(24, 3)  # LlamaModel.permute
-        assert torch.equal(unpermute(there, heads), weight)
-
-
-def test_a_missing_converter(monkeypatch, tmp_path) -> None:
-    monkeypatch.delenv(gguf.CONVERTER_VARIABLE, raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"was not found\n.*clone llama\.cpp"):
-        find_converter()
-    with pytest.raises(ConfigError, match="no such file"):
-        find_converter(str(tmp_path / "x.py"))
-    (tmp_path / "x.py").write_text("")
-    monkeypatch.setenv(gguf.CONVERTER_VARIABLE, str(tmp_path / "x.py"))
-    assert find_converter() == tmp_path / "x.py"

@@ -23,6 +23,7 @@ from ..ops.family import METHODS, ApplyTo
 from .dispatch import build_layer
 from .rule import Rule
 from .sidecar import read_sidecar, write_sidecar
+from .stock import shortened
 
 LARGEST_ETA = 1e6
 """Beyond it eta^2 |BA| does not fit float32. The paper uses 1 to 2."""
@@ -143,12 +144,10 @@ class AlloraConfig(LoraConfig):
         self.alpha_pattern = dict(self.rank_pattern or {})
 
     def to_dict(self) -> dict[str, Any]:
-        """The stock LoRA configuration with the same forward pass: LoRA's keys only, lora_alpha == r."""
+        """The content of `adapter_config.json`: the stock LoRA adapter with the same forward pass, without keys at default."""
         self._sync_alpha()
         stock = {f.name for f in dataclasses.fields(LoraConfig)}
-        content = {key: value for key, value in super().to_dict().items() if key in stock}
-        # A set has no order, and two equal runs must write equal files.
-        return {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
+        return shortened({key: value for key, value in super().to_dict().items() if key in stock})
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write `adapter_config.json`, with LoRA's keys only, and `allora_config.json`, with the rule."""
@@ -195,9 +194,14 @@ class VariantConfig(AlloraConfig):
         return _SETTABLE | {"lora_dropout"} if "dropout" in METHODS[self.method].settings else _SETTABLE
 
     def to_dict(self) -> dict[str, Any]:
-        """As `AlloraConfig.to_dict`. A method that no LoRA adapter computes writes its own name, so stock PEFT refuses it."""
+        """As `AlloraConfig.to_dict`. A method that no LoRA adapter computes must be refused by other programs, and not be
+        taken for LoRA: PEFT refuses the unknown `peft_type`; those that do not look at it need `lora_alpha`, which is left out.
+        """
         stock = super().to_dict()
-        return stock if METHODS[self.method].mergeable else stock | {"peft_type": self.method.upper()}
+        if not METHODS[self.method].mergeable:
+            stock["peft_type"] = self.method.upper()
+            del stock["lora_alpha"]
+        return stock
 
 
 def load_config(path: str | os.PathLike[str], **kwargs: Any) -> LoraConfig:
@@ -216,4 +220,6 @@ def load_config(path: str | os.PathLike[str], **kwargs: Any) -> LoraConfig:
         return stock
     fields = {f.name: getattr(stock, f.name) for f in dataclasses.fields(LoraConfig) if f.init}
     fields |= {"eta": rule.eta, "apply_to": rule.apply_to, "peft_type": None}
+    if not METHODS[rule.method].mergeable:
+        fields["lora_alpha"] = None
     return AlloraConfig(**fields) if rule.method == "allora" else VariantConfig(method=rule.method, **fields)

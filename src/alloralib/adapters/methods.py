@@ -13,6 +13,7 @@ from peft import LoraConfig
 from ..errors import ConfigError, did_you_mean
 from ..ops.family import METHODS, ApplyTo, Setting
 from .config import AlloraConfig, VariantConfig
+from .stock import StockConfig
 
 DEFAULT_ETA = 2.0
 LORAPLUS_RATIO = 16.0
@@ -58,7 +59,7 @@ def make_config(
     AlloraConfig(r=r, eta=eta)  # the same checks of r and eta for every method
     if method == "lora-x-eta":
         settings["alpha_pattern"] = {key: eta * rank for key, rank in (settings.get("rank_pattern") or {}).items()}
-        return LoraConfig(r=r, lora_alpha=eta * r, lora_dropout=dropout, **settings)  # pyright: ignore[reportArgumentType]
+        return StockConfig(r=r, lora_alpha=eta * r, lora_dropout=dropout, **settings)  # pyright: ignore[reportArgumentType]
     settings.setdefault("alpha_pattern", dict(settings.get("rank_pattern") or {}))
     settings.setdefault("lora_alpha", r)
     if method == "dora":
@@ -67,7 +68,7 @@ def make_config(
         settings["use_rslora"] = True
     elif method == "pissa":
         settings["init_lora_weights"] = "pissa"
-    return LoraConfig(r=r, lora_dropout=dropout, **settings)
+    return StockConfig(r=r, lora_dropout=dropout, **settings)
 
 
 def optimizer_groups(

@@ -64,6 +64,7 @@ def summary(inspection: dict[str, Any]) -> str:
     ]
     if inspection["modules_to_save"]:
         lines.append(f"fully trained modules: {', '.join(inspection['modules_to_save'])}")
+    lines.append(inspection["loads"])
     if not inspection["trained"]:
         lines.append("untrained: BA = 0 in every layer, so it computes what the base computes")
     width = max(len("layer"), *(len(layer["name"]) for layer in inspection["layers"]))

@@ -26,6 +26,7 @@ from ..ops.conv import expand_groups
 from ..ops.family import METHODS
 from ..ops.ripple import low_rank_norm, ripple_bound
 from ..ops.scale import row_norms, scale
+from .readers import reasons, summary
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.*)\.lora_(?:embedding_)?(?P<side>[AB])(?:\.weight)?")
@@ -56,7 +57,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What an adapter is. `ripple` is None unless the base model was given."""
+    """What an adapter is. `ripple` is None unless the base model was given; `readers` and `loads`: see `export.readers`."""
 
     path: str
     method: str
@@ -70,6 +71,8 @@ class Inspection:
     parameters: int
     bytes: int
     trained: bool
+    readers: dict[str, list[str]]
+    loads: str
     layers: list[Layer]
     ripple: dict[str, float] | None
 
@@ -160,6 +163,8 @@ def inspect_adapter(path: Path, base: Path | None = None) -> Inspection:
         parameters=sum(t.numel() for t in tensors.values()),
         bytes=(path / WEIGHTS).stat().st_size,
         trained=any(layer.max_row > 0 for layer in layers),
+        readers=reasons(config),
+        loads=summary(config),
         layers=layers,
         ripple=None if base is None else _ripple(factors, layers, base),
     )
@@ -200,7 +205,7 @@ def _of_pattern(pattern: dict[str, Any] | None, name: str, default: Any) -> Any:
 
 def _layer(name: str, A: Tensor, B: Tensor, config: dict[str, Any], eta: float | None) -> Layer:
     r = int(_of_pattern(config.get("rank_pattern"), name, config["r"]))
-    alpha = _of_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
+    alpha = _of_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", r))
     norms = row_norms(*_matrices(A, B, r)).flatten()
     largest = norms.max()
     return Layer(

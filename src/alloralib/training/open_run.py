@@ -35,7 +35,7 @@ from ..evaluation.generation import Prompt, generate_answers
 from ..evaluation.metrics import Evaluation
 from ..evaluation.paired import compare_evaluations
 from ..evaluation.prediction import Prediction, predict_choices, predict_classes
-from ..export.gguf import export_gguf, find_converter
+from ..export.gguf import export_gguf
 from ..export.inspect import read_config, read_weights
 from ..export.merged import export_merged
 from ..export.peft import export_peft
@@ -212,7 +212,7 @@ class OpenRun:
         Args:
             output: the directory (gguf: the file) to write.
             format: peft (the files of the adapter alone), merged (W + BA as one model) or gguf (for llama.cpp).
-            converter: path of llama.cpp's convert_lora_to_gguf.py, for gguf; see `find_converter`.
+            converter: path of llama.cpp's convert_lora_to_gguf.py, for gguf; see `export.gguf`.
 
         Returns:
             the comparison of logits, and the name of the inputs that were compared.
@@ -220,7 +220,6 @@ class OpenRun:
         Raises:
             MergeError: the method or the base cannot be merged, the adapter is untrained, or the logits differ.
         """
-        script = find_converter(converter) if format == "gguf" else None
         if format == "merged" and getattr(AutoConfig.from_pretrained(self.base_path), "quantization_config", None) is not None:
             raise MergeError(
                 "the base is quantized, and in a merged model rounding would destroy most of what was learned",
@@ -229,9 +228,9 @@ class OpenRun:
             )
         inputs, source = self._data.example_inputs()
         adapter, target = self.directory, Path(output)
-        if script is not None:
-            base = Path(self.base_path)
-            proof = export_gguf(adapter, target, load_base=self.base, inputs=inputs, base=base, converter=script)
+        if format == "gguf":
+            settings: Any = {"base": self.base_path, "converter": converter}
+            proof = export_gguf(adapter, target, load_base=self.base, inputs=inputs, **settings)
         else:
             write = export_merged if format == "merged" else export_peft
             proof = write(adapter, target, load_base=self.base, inputs=inputs, tokenizer=self.processor)
