@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel
 
 from ..adapters.sidecar import SIDECAR
 from ..files import staged
-from .proof import Batch, Load, Proof, Trained, check_mergeable, logits
+from .proof import Batch, Load, Proof, Trained, check_mergeable, load_adapter, logits
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors", SIDECAR, "README.md")
 
@@ -40,4 +40,4 @@ def copy_adapter(adapter: Path, target: Path) -> None:
 
 def load_stock(base: Any, path: Path) -> PeftModel:
     """The adapter as PEFT alone loads it: stock LoRA layers, whatever `allora_config.json` says."""
-    return PeftModel.from_pretrained(base, path, config=LoraConfig.from_pretrained(str(path))).eval()
+    return load_adapter(base, path, LoraConfig.from_pretrained(str(path)))
