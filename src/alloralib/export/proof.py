@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor
@@ -138,7 +138,7 @@ def logits(model: Any, inputs: Sequence[Batch]) -> list[Tensor]:
     return [model(**{k: v.to(model.device) for k, v in batch.items()}).logits.cpu() for batch in inputs]
 
 
-def load_adapter(base: Any, path: Path, config: LoraConfig | None = None) -> PeftModel:
+def load_adapter(base: Any, path: Path, config: PeftConfig | None = None) -> PeftModel:
     """The base with the adapter, in evaluation mode.
 
     Args:
@@ -174,7 +174,7 @@ def load_adapter(base: Any, path: Path, config: LoraConfig | None = None) -> Pef
 
 @torch.no_grad()
 def _move_by_rounding(model: PeftModel, dtype: torch.dtype) -> None:
-    """Round all weights but A and B, and move the adapted ones, whose sum with BA is rounded, by up to a unit in the last place."""
+    """Round all weights but A and B; move those whose sum with BA will be rounded by up to a unit in the last place."""
     generator = torch.Generator().manual_seed(0)
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     adapted = {id(p) for layer in layers for p in layer.get_base_layer().parameters()}

@@ -11,6 +11,7 @@ import json
 import math
 import random
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..errors import CheckpointError
 from .base_identity import BaseIdentity, difference, identify
-from .checkpoints import Checkpoint, from_json, to_json, write_checkpoint
+from .checkpoints import STATE, Checkpoint, from_json, path_of, steps_of, to_json, write_checkpoint
 
 Weights = dict[str, Tensor]
 
@@ -109,6 +110,15 @@ class RunState:
             what = f"the base model {path} is not the one the run started with: {found}"
             remedy = "restore the model, or start again with --overwrite"
             raise CheckpointError(what, where=str(checkpoint.path), remedy=remedy)
+
+
+def knows_base(checkpoints: Path) -> bool:
+    """Whether the newest checkpoint holds the identity of its base model, so that the base may have another path by now."""
+    try:
+        newest = path_of(checkpoints, steps_of(checkpoints)[-1])
+        return json.loads((newest / STATE).read_text(encoding="utf-8"))["run"].get("base") is not None
+    except (IndexError, OSError, ValueError, KeyError):
+        return False
 
 
 def trained_weights(model: Any) -> Weights:
