@@ -1,4 +1,4 @@
-"""An adapter is used with the base model that it was trained on, known by content, wherever the base is and whatever its name."""
+"""An adapter is used with the base model that it was trained on, which is known by its content, not by its path."""
 
 import json
 import shutil
