@@ -101,19 +101,22 @@ def test_the_sum_is_formed_in_float32_and_rounded_once(root, tmp_path, computed:
     assert off_if_rounded_twice > 0
 
 
-@pytest.mark.parametrize("asked", DTYPES)
-def test_another_dtype_on_request(root, tmp_path, asked: str) -> None:
-    words = ["export", str(root / "adapter"), "--format", "merged", "--output", str(tmp_path / "out"), "--dtype", asked]
-    assert main(words) == 0
+@pytest.mark.parametrize(("asked", "computed"), [*((name, "float32") for name in DTYPES), ("float32", "bfloat16")])
+def test_another_dtype_on_request(root, tmp_path, asked: str, computed: str) -> None:
+    """Computed in a narrower dtype, it is not rounded to that first."""
+    open_run(root / "adapter", dtype=computed).export(tmp_path / "out", "merged", dtype=asked)
     written, original = load_file(tmp_path / "out" / "model.safetensors"), load_file(root / "base" / "model.safetensors")
     for name, weight in original.items():
         exact = weight.float() + (delta(root / "adapter", name) if is_adapted(name) else 0)
         assert torch.equal(written[name], exact.to(DTYPES[asked])), name
 
 
-def test_an_unknown_dtype(root, tmp_path, capsys) -> None:
-    words = ["merge", str(root / "adapter"), "--output-dir", str(tmp_path / "out"), "--dtype"]
+@pytest.mark.parametrize("words", [["merge", "--output-dir"], ["export", "--format", "merged", "--output"]])
+def test_the_flag(root, tmp_path, capsys, words: list[str]) -> None:
+    words = [*words, str(tmp_path / "out"), str(root / "adapter"), "--dtype"]
     refused([*words, "float8"], tmp_path, capsys, "unknown dtype 'float8'")
+    assert main([*words, "float16"]) == 0
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float16}
 
 
 def test_single_weights_that_the_base_stores_in_float32_stay_so(tmp_path) -> None:
@@ -196,6 +199,23 @@ def test_a_wrong_merge_is_caught_in_16_bits(root, tmp_path, monkeypatch, broken:
     with pytest.raises(MergeError, match="differ from the trained"):
         open_run(root / "adapter", dtype=computed).export(tmp_path / "out", "merged")
     assert not list(tmp_path.iterdir())
+
+
+def slightly_too_strong(model: PeftModel):
+    for layer in [m for m in model.modules() if isinstance(m, LoraLayer)]:
+        layer.scaling["default"] *= 1.2
+    return model.merge_and_unload()
+
+
+def test_rounding_explains_no_more_than_it_does(tmp_path, monkeypatch) -> None:
+    """A model of small logits, of which a fixed share of 1 would be too much."""
+    base = make_base(tmp_path / "base", initializer_range=0.03)
+    adapter = make_adapter(tmp_path / "adapter", base, size=0.06)
+    proof, _ = open_run(adapter).export(tmp_path / "out", "merged")
+    assert proof.difference < proof.tolerance < proof.change / 10
+    monkeypatch.setattr(merged, "merge", slightly_too_strong)
+    with pytest.raises(MergeError, match="differ from the trained"):
+        open_run(adapter).export(tmp_path / "wrong", "merged")
 
 
 def test_a_base_that_changes_during_the_merge_is_caught(root, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,9 +109,11 @@ def test_fields_of_the_configuration_that_change_the_logits_count(base, tiny_lla
 
 def test_a_default_of_another_version_of_transformers_is_no_difference(base) -> None:
     now = identify("m", str(base))
-    then = BaseIdentity("m", None, now.weights, {**now.config, "gone": 1} | {"rope_parameters": {"rope_theta": 10000.0}})
-    then.config.pop("mlp_bias")
-    assert difference(now, then) is None
+    saved_by_it = {**now.config, "gone": 1, "rope_parameters": {"rope_theta": 10000.0}}
+    del saved_by_it["mlp_bias"]
+    assert difference(now, replace(now, config=saved_by_it, config_file="")) is None
+    assert difference(now, replace(now, config={**now.config, "mlp_bias": True})) is None, "config.json is the same"
+    assert difference(now, replace(now, config={**now.config, "mlp_bias": True}, config_file="")) is not None
 
 
 def test_stored_dtypes(base, tmp_path) -> None:

@@ -5,7 +5,7 @@ behind, if logits differ by more than the dtype explains, or if they equal the b
 or whose effect is lost in rounding).
 
 What rounding to 16 bits explains is measured: every weight of the trained adapter's own model is moved by about a unit in the
-last place of the dtype on disk, and the logits must not be further off than twice what that changes.
+last place of the dtype on disk, and the logits must not be further off than three times what that changes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Load = Callable[[], Any]
 
 _ROUND_OFF = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 """Allowed difference by the dtype of the logits, relative to the largest logit (at least 1)."""
-_ROUNDINGS = 2
+_ROUNDINGS = 3
 """Allowed difference of a model rounded to 16 bits, relative to the measured effect of rounding."""
 _LOST = 0.5
 """A difference of this fraction of the adapter's effect means that the adapter is missing from the result."""

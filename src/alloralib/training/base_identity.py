@@ -5,7 +5,8 @@ A run keeps, in its record and in the adapter's `allora_config.json`:
     name        as it was given: a directory, a hub id or a bundled model
     revision    the commit, if the model is in the hub's cache
     weights     a SHA-256 of all tensors
-    config      the fields of config.json that change what the model computes, defaults included
+    config      the fields of the configuration that change what the model computes, defaults included
+    config_file a SHA-256 of those that are in config.json, so that other defaults of a later transformers do not count
 
 `weights` is the SHA-256 of a sorted list with a line per tensor: its name, dtype, shape and the SHA-256 of its values. So the
 same tensors in other shards, or in another order, are the same base. It reads every byte of the weights, in several threads,
@@ -32,7 +33,7 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..data.cache import cache_dir
 from ..errors import ConfigError, ModelError
@@ -60,13 +61,15 @@ class BaseIdentity:
         name: as it was given.
         revision: commit on the hub, None for a directory.
         weights: SHA-256 of the tensors, None if their files were not found.
-        config: values of config.json by field.
+        config: values of the configuration by field, as transformers reads it.
+        config_file: SHA-256 of the values in config.json.
     """
 
     name: str
     revision: str | None
     weights: str | None
     config: dict[str, Any]
+    config_file: str
 
     @classmethod
     def of(cls, entry: Mapping[str, Any] | None, where: str) -> BaseIdentity | None:
@@ -81,7 +84,7 @@ class BaseIdentity:
         if entry is None or "weights" not in entry:
             return None
         try:
-            return cls(str(entry["name"]), entry["revision"], entry["weights"], dict(entry["config"]))
+            return cls(str(entry["name"]), entry["revision"], entry["weights"], dict(entry["config"]), entry["config_file"])
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"damaged entry of the base model ({error!r})", where=where, remedy="restore the file") from error
 
@@ -108,12 +111,14 @@ def identify(name: str, path: str, known: BaseIdentity | None = None) -> BaseIde
     directory, revision = _snapshot(path)
     if known is not None and revision is not None and revision == known.revision:
         return known
-    return BaseIdentity(name, revision, digest_of_weights(directory), read_config(path))
+    config = json.loads(json.dumps(finite(AutoConfig.from_pretrained(path).to_dict()), default=repr))
+    file = PreTrainedConfig.get_config_dict(path)[0]
+    return BaseIdentity(name, revision, digest_of_weights(directory), _effective(config), sha256_of_json(_effective(file)))
 
 
 def difference(now: BaseIdentity, then: BaseIdentity) -> str | None:
     """What makes two bases different, as a part of a sentence; None if they are the same, whatever their names."""
-    fields = list(_changed(now.config, then.config))
+    fields = [] if now.config_file == then.config_file else list(_changed(now.config, then.config))
     if fields:
         return "in its config.json " + "; ".join(fields[:3])
     if now.weights == then.weights or None in (now.weights, then.weights):
@@ -149,12 +154,6 @@ def check_base(trained: BaseIdentity | None, path: str, adapter: str, *, allow_o
     if trained.revision is not None:
         remedy = f"hf download {trained.name} --revision {trained.revision} --local-dir DIR, and give --model DIR"
     raise ModelError(what, where=path, remedy=f"{remedy}; or use this one all the same (--allow-other-base)")
-
-
-def read_config(path: str) -> dict[str, Any]:
-    """The fields of a model's config.json that change what it computes, as JSON holds them."""
-    content = json.loads(json.dumps(finite(AutoConfig.from_pretrained(path).to_dict()), default=repr))
-    return _effective(content)
 
 
 def digest_of_weights(directory: Path | None) -> str | None:
@@ -253,6 +252,7 @@ def _changed(now: Mapping[str, Any], then: Mapping[str, Any], prefix: str = "") 
 
 
 def _effective(value: Any) -> Any:
+    """Without the fields that do not change what a model computes."""
     if isinstance(value, dict):
         kept = {key: _effective(item) for key, item in value.items()}
         return {key: item for key, item in kept.items() if key not in _NO_EFFECT and not key.startswith("_")}
