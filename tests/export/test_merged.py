@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from alloralib import make_config, open_run
 from alloralib.cli.main import main
-from alloralib.errors import MergeError, ModelError
+from alloralib.errors import ConfigError, MergeError, ModelError
 from alloralib.export import merged
 
 from ..adapters.models import randomise
@@ -109,6 +109,11 @@ def test_another_dtype_on_request(root, tmp_path, asked: str, computed: str) -> 
     for name, weight in original.items():
         exact = weight.float() + (delta(root / "adapter", name) if is_adapted(name) else 0)
         assert torch.equal(written[name], exact.to(DTYPES[asked])), name
+
+
+def test_a_dtype_is_for_merged_models(root, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="dtype is for merged models"):
+        open_run(root / "adapter").export(tmp_path / "out", "peft", dtype="float16")
 
 
 @pytest.mark.parametrize("words", [["merge", "--output-dir"], ["export", "--format", "merged", "--output"]])

@@ -16,6 +16,7 @@ from alloralib.cli.main import main
 from alloralib.errors import ConfigError, ModelError
 from alloralib.records import RunRecord
 from alloralib.training import base_identity
+from alloralib.training import open_run as open_run_module
 from alloralib.training.base_identity import (
     BaseIdentity,
     check_base,
@@ -267,6 +268,23 @@ def test_a_model_of_the_hub_has_its_commit(hub, base, monkeypatch) -> None:
     assert stored_dtype("some/llama") == torch.float32
     monkeypatch.setattr(base_identity, "digest_of_weights", lambda directory: pytest.fail("the commit says it"))
     check_base(then, "some/llama", "run")
+
+
+def test_a_model_that_is_not_in_the_cache_yet_is_merged_in_its_own_dtype(run, base, hub, tmp_path, monkeypatch) -> None:
+    """Its weights arrive when it is loaded."""
+    snapshot, later = hub / "snapshots" / COMMITS[0], tmp_path / "later"
+    AutoModelForCausalLM.from_pretrained(base).bfloat16().save_pretrained(snapshot)
+    (snapshot / "model.safetensors").rename(later)
+    load_model = open_run_module.load_model
+
+    def download(*args: object, **settings: object):
+        if later.exists():
+            later.rename(snapshot / "model.safetensors")
+        return load_model(*args, **settings)
+
+    monkeypatch.setattr(open_run_module, "load_model", download)
+    open_run(run, model="some/llama", allow_other_base=True).export(tmp_path / "out", "merged")
+    assert stored_dtype(str(tmp_path / "out")) == torch.bfloat16
 
 
 def test_another_commit_counts_by_its_content(hub, capsys) -> None:

@@ -218,7 +218,8 @@ def _weight_files(directory: Path) -> list[Path]:
     if whole.is_file():
         return [whole]
     if index.is_file():
-        return [directory / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [file for name in sorted(set(names)) if (file := directory / name).is_file()]  # or not downloaded yet
     return sorted(directory.glob("*.safetensors"))
 
 

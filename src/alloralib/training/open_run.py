@@ -242,8 +242,10 @@ class OpenRun:
         Raises:
             MergeError: the method or the base cannot be merged, the adapter is untrained, or the logits differ.
             ModelError: the base is not the one that the adapter was trained on.
-            ConfigError: an unknown dtype.
+            ConfigError: an unknown dtype, or a dtype with another format than merged.
         """
+        if dtype is not None and format != "merged":
+            raise ConfigError(f"dtype is for merged models, not for {format}", remedy="leave it out")
         if dtype is not None and dtype not in _MERGED_DTYPES:
             raise ConfigError(f"unknown dtype {dtype!r}", remedy=did_you_mean(dtype, _MERGED_DTYPES))
         script = find_converter(converter) if format == "gguf" else None
@@ -266,6 +268,8 @@ class OpenRun:
         return proof, source
 
     def _merge(self, target: Path, inputs: list[dict[str, Tensor]], dtype: torch.dtype | None) -> Proof:
+        if dtype is None and stored_dtype(self.base_path) is None:
+            self.base()  # a model of the hub that has to be downloaded first
         stored = stored_dtypes(self.base_path) if dtype is None else {}
         dtype = dtype or stored_dtype(self.base_path) or self.dtype
         exact = functools.reduce(torch.promote_types, stored.values(), torch.promote_types(dtype, self.dtype))
