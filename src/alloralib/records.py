@@ -24,7 +24,7 @@ class RunRecord:
         command: the command line that repeats the run.
         versions: of Python and the libraries.
         machine: processor and number of threads.
-        model: name, task and size of the frozen model.
+        model: name, class and size of the frozen model, and its identity: revision, weights, config (`training.base_identity`).
         data: source, sha256 and number of rows of each part, and rows that were removed.
         adapter: method, number of adapted modules and of trainable parameters.
         preflight: tokens per epoch, padding, estimated cost, warnings.

@@ -127,4 +127,5 @@ def test_a_quantized_model_is_trained_as_it_is(tiny_llama, tmp_path, capsys) -> 
     assert tuned["loss"] == pytest.approx(metrics["after"]["loss"], rel=1e-3)
     merge = ["merge", str(tmp_path / "run"), "--output-dir", str(tmp_path / "merged")]
     refused(merge, tmp_path, capsys, "the base is quantized")
-    assert main([*merge, "--model", tiny_llama]) == 0
+    refused([*merge, "--model", tiny_llama], tmp_path, capsys, r"not the base model.*\n.*--allow-other-base")
+    assert main([*merge, "--model", tiny_llama, "--allow-other-base"]) == 0

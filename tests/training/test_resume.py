@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from alloralib.cli.main import main
 from alloralib.records import RunRecord
@@ -283,6 +285,40 @@ def test_resuming_with_other_settings_or_data_is_refused(words, stopped, capsys)
         data.write_text(content)
     assert "rows are not those the run started with" in capsys.readouterr().err
     assert main([*at(words, directory), "--resume"]) == 0
+
+
+def test_resuming_with_another_base_is_refused_and_with_a_moved_one_it_goes_on(words, whole, stopped, tmp_path, capsys) -> None:
+    directory = stopped(MIDDLE)
+    base = Path(words[words.index("--model") + 1])
+    shutil.copytree(base, tmp_path / "moved")
+    shutil.copytree(base, tmp_path / "other")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    again = ["train", "--resume", "--output-dir", str(directory), "--model"]
+    assert main([*again, str(tmp_path / "other")]) == 2
+    message = capsys.readouterr().err
+    assert re.search("not the one the run started with: its weights have the sha256 .*\n  remedy: .*--overwrite", message)
+    assert "Traceback" not in message
+    assert directory.with_name("run.unfinished").is_dir()
+    assert main([*again, str(tmp_path / "moved")]) == 0
+    shutil.rmtree(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "other")
+    assert_same(directory, whole / "run")
+
+
+def test_a_checkpoint_without_the_identity_of_its_base_is_resumed_with_the_same_name_only(words, stopped, capsys) -> None:
+    directory = stopped(MIDDLE)
+    for state in directory.with_name("run.unfinished").rglob("state.json"):
+        content = json.loads(state.read_text())
+        del content["run"]["base"]
+        state.write_text(json.dumps(content))
+        manifest = json.loads((state.parent / "manifest.json").read_text())
+        manifest["sha256"]["state.json"] = checkpoints.sha256(state)
+        (state.parent / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["train", "--resume", "--output-dir", str(directory), "--model", "elsewhere"]) == 2
+    assert "the run was started with model=" in capsys.readouterr().err
+    assert resume(directory) == 0
 
 
 def test_nothing_to_resume(tmp_path, capsys) -> None:

@@ -13,12 +13,23 @@ if TYPE_CHECKING:
     from ..training.open_run import OpenRun
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add RUN, and what replaces the base, task and dtype of its record."""
+def add_run(
+    parser: argparse.ArgumentParser, dtype: str = "of the base model's weights, float32 or bfloat16 [the run's]"
+) -> None:
+    """Add RUN, and what replaces the base, task and dtype of its record.
+
+    Args:
+        dtype: what --dtype is for.
+    """
     parser.add_argument("run", metavar="RUN", help="directory of a run (with record.json) or of a saved adapter")
-    parser.add_argument("--model", metavar="MODEL", help="the base model [the run's]")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="where the base model is [the run's]; one with other content needs --allow-other-base"
+    )
+    parser.add_argument(
+        "--allow-other-base", action="store_true", help="only warn if the base is not the one that the adapter was trained on"
+    )
     parser.add_argument("--task", metavar="TASK", help=f"what the adapter was trained for [the run's]: {', '.join(KINDS)}")
-    parser.add_argument("--dtype", metavar="DTYPE", help="of the base model's weights, float32 or bfloat16 [the run's]")
+    parser.add_argument("--dtype", metavar="DTYPE", help=dtype)
 
 
 def open_chosen(arguments: argparse.Namespace) -> OpenRun:
@@ -26,7 +37,10 @@ def open_chosen(arguments: argparse.Namespace) -> OpenRun:
     quiet()
     from ..training.open_run import open_run
 
-    return open_run(arguments.run, model=arguments.model, task=arguments.task, dtype=arguments.dtype)
+    return open_run(
+        arguments.run, model=arguments.model, task=arguments.task, dtype=arguments.dtype,
+        allow_other_base=arguments.allow_other_base,
+    )  # fmt: skip
 
 
 def add_json(parser: argparse.ArgumentParser, about: str = "print the result as JSON on standard output") -> None:

@@ -23,7 +23,7 @@ FORMATS = ("peft", "merged", "gguf")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags."""
-    add_run(parser)
+    add_run(parser, "of the weights to write with --format merged [as the base stores them]; else of the base [the run's]")
     parser.add_argument("--format", metavar="FORMAT", required=True, help=", ".join(FORMATS))
     parser.add_argument("--output", metavar="PATH", required=True, help="the directory (gguf: the file) to write")
     parser.add_argument(
@@ -40,7 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"unknown --format {arguments.format!r}", remedy=did_you_mean(arguments.format, FORMATS))
     if arguments.converter is not None and arguments.format != "gguf":
         raise ConfigError("--converter is for --format gguf", remedy="leave it out")
-    proof, source = open_chosen(arguments).export(arguments.output, arguments.format, converter=arguments.converter)
+    dtype = None
+    if arguments.format == "merged":
+        dtype, arguments.dtype = arguments.dtype, None
+    opened = open_chosen(arguments)
+    proof, source = opened.export(arguments.output, arguments.format, converter=arguments.converter, dtype=dtype)
     if arguments.json:
         print(json.dumps({"output": arguments.output, "format": arguments.format, "compared_on": source} | proof.__dict__))
     else:

@@ -85,6 +85,7 @@ def _unfinished(file: str | None, given: dict[str, Any]) -> RunConfig:
     from ..errors import ConfigError
     from ..training.config import RunConfig
     from ..training.directory import RunDirectory
+    from ..training.state import knows_base
 
     given = RunConfig.read(file) | given
     if "output_dir" not in given:
@@ -97,8 +98,9 @@ def _unfinished(file: str | None, given: dict[str, Any]) -> RunConfig:
         return RunConfig.of(RunRecord.read(directory.working / RECORD_FILE).config | {"output_dir": given["output_dir"]})
     started = RunConfig.of(yaml.safe_load(directory.settings()), str(directory.working))
     now = RunConfig.of(started.model_dump(exclude_none=True) | {k: v for k, v in given.items() if k != "overwrite"})
+    free = ("output_dir", "overwrite", *(["model"] if knows_base(directory.checkpoints) else []))
     for name in RunConfig.model_fields:
-        if name not in ("output_dir", "overwrite") and getattr(started, name) != getattr(now, name):
+        if name not in free and getattr(started, name) != getattr(now, name):
             raise ConfigError(
                 f"the run was started with {name}={getattr(started, name)!r}, not {getattr(now, name)!r}",
                 where="--resume",

@@ -1,4 +1,4 @@
-"""The directory for what is made once and used again: converted models and tokenized rows. Imports nothing heavy."""
+"""The directory for what is made once: converted models, tokenized rows, digests of weights. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from ..adapters.sidecar import SIDECAR
 from ..adapters.stock import shortened
 from ..files import staged
-from .proof import Batch, Load, Proof, Trained, check_mergeable, logits
+from .proof import Batch, Load, Proof, Trained, check_mergeable, load_adapter, logits
 from .readers import changes_base
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -67,4 +67,4 @@ def _write_plain_lora(adapter: Path, target: Path, load_base: Load) -> dict[str,
 
 def load_stock(base: Any, path: Path) -> PeftModel:
     """The adapter as PEFT alone loads it: stock LoRA layers, whatever `allora_config.json` says."""
-    return PeftModel.from_pretrained(base, path, config=LoraConfig.from_pretrained(str(path))).eval()
+    return load_adapter(base, path, LoraConfig.from_pretrained(str(path)))

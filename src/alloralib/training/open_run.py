@@ -11,6 +11,7 @@ The commands `allora evaluate`, `predict`, `generate`, `merge` and `export` are 
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig
 
+from ..adapters.sidecar import read_base
 from ..data.forms import KINDS, LANGUAGE, Columns, Kind
 from ..data.table import Table
 from ..errors import ConfigError, MergeError, did_you_mean
@@ -39,14 +41,16 @@ from ..export.gguf import export_gguf
 from ..export.inspect import read_config, read_weights
 from ..export.merged import export_merged
 from ..export.peft import export_peft
-from ..export.proof import Proof
+from ..export.proof import Proof, load_adapter
 from ..records import RECORD_FILE, RunRecord
+from .base_identity import BaseIdentity, check_base, stored_dtype, stored_dtypes
 from .config import RunConfig
 from .models import load_model, load_processor, locate
 from .run_data import RunData
 
 _KIND_OF = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}
 _DTYPES = ("float32", "bfloat16")
+_MERGED_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class OpenRun:
         labels: the classes in the order of the logits; None for a language model.
         dtype: of the base model's weights.
         processor: the tokenizer, or the image processor.
+        trained_on: the identity of the base model in training; None if the adapter does not say it.
+        allow_other_base: only warn if the base is another one.
     """
 
     directory: Path
@@ -86,24 +92,43 @@ class OpenRun:
     labels: list[str] | None
     dtype: torch.dtype
     processor: Any
+    trained_on: BaseIdentity | None = None
+    allow_other_base: bool = False
 
     @cached_property
     def model(self) -> PeftModel:
         """The base model with the adapter, in evaluation mode, on the GPU if there is one. Loaded on first use.
 
         Inside `with run.model.disable_adapter():` it is the base model.
+
+        Raises:
+            ModelError: the base is not the one that the adapter was trained on.
         """
-        model = PeftModel.from_pretrained(self.base(), self.directory).eval()
+        model = load_adapter(self.base(), self.directory)
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def base(self) -> Any:
-        """Load the base model without the adapter. Each call loads it again; a new head gets the same values each time."""
+        """Load the base model without the adapter. Each call loads it again; a new head gets the same values each time.
+
+        Raises:
+            ModelError: it is not the one that the adapter was trained on.
+        """
+        return self._load(self.dtype)
+
+    def _load(self, dtype: torch.dtype) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0 if self.config is None else self.config.adapter_seed)
-            return load_model(
-                self.base_path, task=self.task, labels=self.labels, dtype=self.dtype,
+            model = load_model(
+                self.base_path, task=self.task, labels=self.labels, dtype=dtype,
                 pad_token_id=getattr(self.processor, "pad_token_id", None),
             )  # fmt: skip
+        _ = self._checked_base
+        return model
+
+    @cached_property
+    def _checked_base(self) -> None:
+        """Check once that the loaded base is the one that the adapter was trained on."""
+        check_base(self.trained_on, self.base_path, str(self.directory), allow_other=self.allow_other_base)
 
     def evaluate(
         self, data: str | os.PathLike[str] | None = None, *, split: str | None = None,
@@ -205,36 +230,58 @@ class OpenRun:
         return predict_classes(self.model, data.examples, data.collate, self.labels or [], batch_size, progress)
 
     def export(
-        self, output: str | os.PathLike[str], format: Literal["peft", "merged", "gguf"], *, converter: str | None = None
-    ) -> tuple[Proof, str]:
+        self, output: str | os.PathLike[str], format: Literal["peft", "merged", "gguf"], *, converter: str | None = None,
+        dtype: str | None = None,
+    ) -> tuple[Proof, str]:  # fmt: skip
         """Write the adapter for other tools. It appears only if what was written gives the adapter's logits when read back.
 
         Args:
             output: the directory (gguf: the file) to write.
             format: peft (the files of the adapter alone), merged (W + BA as one model) or gguf (for llama.cpp).
             converter: path of llama.cpp's convert_lora_to_gguf.py, for gguf; see `export.gguf`.
+            dtype: of the weights in a merged model, float32, bfloat16 or float16; by default each keeps the dtype in which
+                the base stores it. The sum W + BA is formed in float32 and rounded once.
 
         Returns:
             the comparison of logits, and the name of the inputs that were compared.
 
         Raises:
             MergeError: the method or the base cannot be merged, the adapter is untrained, or the logits differ.
+            ModelError: the base is not the one that the adapter was trained on.
+            ConfigError: an unknown dtype, or a dtype with another format than merged.
         """
+        if dtype is not None and format != "merged":
+            raise ConfigError(f"dtype is for merged models, not for {format}", remedy="leave it out")
+        if dtype is not None and dtype not in _MERGED_DTYPES:
+            raise ConfigError(f"unknown dtype {dtype!r}", remedy=did_you_mean(dtype, _MERGED_DTYPES))
         if format == "merged" and getattr(AutoConfig.from_pretrained(self.base_path), "quantization_config", None) is not None:
             raise MergeError(
                 "the base is quantized, and in a merged model rounding would destroy most of what was learned",
                 where=self.base_path,
-                remedy="export the adapter alone (peft), or merge into the model before quantization (--model DIR)",
+                remedy="export the adapter alone (peft), or merge into the model before quantization "
+                "(--model DIR --allow-other-base)",
             )
         inputs, source = self._data.example_inputs()
         adapter, target = self.directory, Path(output)
         if format == "gguf":
             settings: Any = {"base": self.base_path, "converter": converter}
             proof = export_gguf(adapter, target, load_base=self.base, inputs=inputs, **settings)
+        elif format == "merged":
+            proof = self._merge(target, inputs, None if dtype is None else getattr(torch, dtype))
         else:
-            write = export_merged if format == "merged" else export_peft
-            proof = write(adapter, target, load_base=self.base, inputs=inputs, tokenizer=self.processor)
+            proof = export_peft(adapter, target, load_base=self.base, inputs=inputs, tokenizer=self.processor)
         return proof, source
+
+    def _merge(self, target: Path, inputs: list[dict[str, Tensor]], dtype: torch.dtype | None) -> Proof:
+        if dtype is None and stored_dtype(self.base_path) is None:
+            self.base()  # a model of the hub that has to be downloaded first
+        stored = stored_dtypes(self.base_path) if dtype is None else {}
+        dtype = dtype or stored_dtype(self.base_path) or self.dtype
+        exact = functools.reduce(torch.promote_types, stored.values(), torch.promote_types(dtype, self.dtype))
+        return export_merged(
+            self.directory, target, load_base=lambda: self._load(exact), inputs=inputs, tokenizer=self.processor, dtype=dtype,
+            stored=stored,
+        )  # fmt: skip
 
     def require_language_model(self) -> None:
         """Raise `ConfigError` for a classifier."""
@@ -248,8 +295,9 @@ class OpenRun:
 
 
 def open_run(
-    path: str | os.PathLike[str], *, model: str | None = None, task: str | None = None, dtype: str | None = None
-) -> OpenRun:
+    path: str | os.PathLike[str], *, model: str | None = None, task: str | None = None, dtype: str | None = None,
+    allow_other_base: bool = False,
+) -> OpenRun:  # fmt: skip
     """Open a run, or a saved adapter. Its model is loaded when it is first used.
 
     Args:
@@ -257,6 +305,8 @@ def open_run(
         model: the base model; by default that of the record or of adapter_config.json.
         task: what the adapter was trained for; by default as the record or the adapter says.
         dtype: of the base model's weights, float32 or bfloat16; by default the run's.
+        allow_other_base: only warn if the base is not the one that the adapter was trained on. By default that is an error,
+            when the model is loaded, wherever the base is and whatever its name.
 
     Raises:
         ConfigError: an unknown task or dtype, or the adapter does not say its task or its base model.
@@ -286,7 +336,9 @@ def open_run(
     own = any((directory / name).is_file() for name in ("tokenizer_config.json", "preprocessor_config.json"))
     processor = load_processor(str(directory) if own else base_path, kind)
     weights_dtype = getattr(torch, dtype or (config.dtype if config else "float32"))
-    return OpenRun(directory, config, kind, base_path, labels, weights_dtype, processor)
+    entry = read_base(directory) if record is None else record.model
+    trained_on = BaseIdentity.of(entry, str(directory))
+    return OpenRun(directory, config, kind, base_path, labels, weights_dtype, processor, trained_on, allow_other_base)
 
 
 def _numbered_labels(weights: dict[str, Tensor], directory: Path) -> list[str]:

@@ -121,6 +121,8 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
         path, task=config.kind, labels=labels, dtype=getattr(torch, config.dtype),
         pad_token_id=getattr(processor, "pad_token_id", None),
     )  # fmt: skip
+    if is_main_process():
+        state.set_base(config.model, path, checkpoint)
     base_parameters = sum(p.numel() for p in model.parameters())
     check_targets(model, config.target_modules)
     torch.manual_seed(config.adapter_seed)

@@ -7,12 +7,15 @@ import importlib.util
 import json
 import platform
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..adapters.methods import DEFAULT_ETA
+from ..adapters.rule import rule_of
+from ..adapters.sidecar import write_sidecar
 from ..data.labels import labels, majority_share
 from ..ops.family import METHODS
 from ..records import RECORD_FILE, RunRecord
@@ -42,6 +45,7 @@ def write_results(trainer: RunTrainer, record: RunRecord, answers: list[dict[str
     model = trainer.accelerator.unwrap_model(trainer.model)  # pyright: ignore[reportAttributeAccessIssue]
     # an adapted embedding is frozen like any other weight, but PEFT would save it too
     model.save_pretrained(working, state_dict=weights, save_embedding_layers=False)
+    write_sidecar(rule_of(model.peft_config["default"]), working, asdict(run.state.base) if run.state.base else None)
     run.processor.save_pretrained(working)
     with (working / PREDICTIONS_FILE).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
@@ -81,7 +85,7 @@ def make_record(
         },
         model={
             "name": config.model, "parameters": run.base_parameters, "class": type(run.model.get_base_model()).__name__
-        },
+        } | (asdict(run.state.base) if run.state.base else {}),
         data=data,
         adapter=_describe_adapter(config, found["adapter"]),
         preflight={key: found[key] for key in ("data", "cost", "warnings")},

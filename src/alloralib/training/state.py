@@ -11,6 +11,7 @@ import json
 import math
 import random
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from torch.utils._pytree import tree_map
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..errors import CheckpointError
-from .checkpoints import Checkpoint, from_json, to_json, write_checkpoint
+from .base_identity import BaseIdentity, difference, identify
+from .checkpoints import STATE, Checkpoint, from_json, path_of, steps_of, to_json, write_checkpoint
 
 Weights = dict[str, Tensor]
 
@@ -33,6 +35,7 @@ class RunState:
 
     Attributes:
         data: sha256 of the rows of each part; a run is resumed only on the data that it started with.
+        base: the identity of the base model, of which the same holds; None in all processes but the main one.
         rule_every: optimizer steps between two records of the rule.
         history: per optimizer step: step, loss, learning_rate, grad_norm, tokens.
         validation: per validation: step and metrics.
@@ -44,6 +47,7 @@ class RunState:
     """
 
     data: dict[str, str]
+    base: BaseIdentity | None = None
     rule_every: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
@@ -74,7 +78,7 @@ class RunState:
 
     def saved(self) -> dict[str, Any]:
         """The part of it that a checkpoint keeps as JSON."""
-        return {name: getattr(self, name) for name in self._SAVED}
+        return {name: getattr(self, name) for name in self._SAVED} | {"base": None if self.base is None else asdict(self.base)}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take over the state in a checkpoint.
@@ -91,6 +95,30 @@ class RunState:
         for name in self._SAVED:
             setattr(self, name, saved[name])
         self.best = dict(checkpoint.tensors.get("best", {}))
+
+    def set_base(self, name: str, path: str, checkpoint: Checkpoint | None) -> None:
+        """Identify the base model, which has been loaded. Only the main process calls it: all weights are read.
+
+        Raises:
+            CheckpointError: the checkpoint belongs to another base. A checkpoint without an identity is not checked.
+        """
+        self.base = identify(name, path)
+        saved = None if checkpoint is None else BaseIdentity.of(checkpoint.state["run"].get("base"), str(checkpoint.path))
+        found = None if saved is None else difference(self.base, saved)
+        if found is not None:
+            assert checkpoint is not None
+            what = f"the base model {path} is not the one the run started with: {found}"
+            remedy = "restore the model, or start again with --overwrite"
+            raise CheckpointError(what, where=str(checkpoint.path), remedy=remedy)
+
+
+def knows_base(checkpoints: Path) -> bool:
+    """Whether the newest checkpoint holds the identity of its base model, so that the base may have another path by now."""
+    try:
+        newest = path_of(checkpoints, steps_of(checkpoints)[-1])
+        return json.loads((newest / STATE).read_text(encoding="utf-8"))["run"].get("base") is not None
+    except (IndexError, OSError, ValueError, KeyError):
+        return False
 
 
 def trained_weights(model: Any) -> Weights:
