@@ -198,7 +198,8 @@ def _measure(trainer: RunTrainer, warnings: list[str]) -> dict[str, Any]:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
         set_random(kept)
-    passes = float(config.gradient_accumulation)
+    batches_of_epoch = -(-len(lengths) // (config.batch_size * trainer.args.world_size))
+    passes = batches_of_epoch / -(-batches_of_epoch // config.gradient_accumulation)  # the last step of an epoch may have fewer
     if "input_ids" in run.examples["train"].column_names:  # passes of the median batch that are as much work as a step
         passes *= statistics.fmean(lengths) * config.batch_size / sum(lengths[i] for i in batches[1])
     step = passes * compiled.get("compiled_seconds", seconds[1])
