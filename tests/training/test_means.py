@@ -190,7 +190,7 @@ def prepared(tiny_llama, tmp_path_factory):
             assert len(run.examples["train"]) == ROWS
             generator = torch.Generator().manual_seed(0)
             with torch.no_grad():
-                for name, p in run.model.named_parameters():
+                for p in run.model.parameters():
                     if p.requires_grad:
                         p.normal_(generator=generator)
             start = {name: p.detach().clone() for name, p in run.model.named_parameters()}

@@ -12,7 +12,7 @@ What differs from transformers' Trainer:
 
 Private API used here, checked on transformers 5.23: the Trainer's `_run_epoch`, `_get_train_sampler`, `_clip_grad_norm`,
 `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_rng_state`, `_load_callback_state`,
-`_prepare_inputs` and `_loss_shifts_labels`.
+`_prepare_inputs`, `_track_num_input_tokens` and `_loss_shifts_labels`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class RunTrainer(Trainer):
         self.train(resume_from_checkpoint=None if self._checkpoint is None else str(self._checkpoint.path))
 
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """As transformers', but 1.1 epochs of 10 steps are 11: in floating point they are a bit more, and that is rounded up."""
+        """As transformers', but 1.1 epochs of 10 steps are 11, though their product is a bit more and is rounded up."""
         *values, steps = super().set_initial_training_values(*args, **kwargs)
         if self.args.max_steps < 0:
             steps = math.ceil(round(self.args.num_train_epochs * int(values[1]), 6))
@@ -153,6 +153,11 @@ class RunTrainer(Trainer):
         if self._sampler.repeated is None or batch["row"].tolist() != [self._sampler.repeated]:
             return batch
         return batch | {"labels": torch.full_like(batch["labels"], IGNORED)}
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        if "attention_mask" in inputs and bool((inputs["labels"] == IGNORED).all()):  # a repeated row
+            inputs = inputs | {"attention_mask": torch.zeros_like(inputs["attention_mask"])}
+        super()._track_num_input_tokens(inputs)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass.
