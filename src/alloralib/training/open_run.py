@@ -30,6 +30,7 @@ from ..data.forms import KINDS, LANGUAGE, Kind
 from ..errors import ConfigError, MergeError, did_you_mean
 from ..evaluation.evaluate import evaluate_examples
 from ..evaluation.generation import Prompt, generate_answers
+from ..evaluation.limits import Limits
 from ..evaluation.metrics import Evaluation
 from ..evaluation.paired import compare_evaluations
 from ..evaluation.scoring import class_logits
@@ -40,6 +41,7 @@ from ..export.peft import export_peft
 from ..export.proof import Proof
 from ..records import RECORD_FILE, RunRecord
 from .config import RunConfig
+from .limits import fit_tokenizer, read_limits
 from .models import load_model, load_processor, locate
 from .run_data import RunData
 
@@ -82,6 +84,7 @@ class OpenRun:
         labels: the classes in the order of the logits; None for a language model.
         dtype: of the base model's weights.
         processor: the tokenizer, or the image processor.
+        limits: what the base model can take; None for images.
     """
 
     directory: Path
@@ -91,6 +94,7 @@ class OpenRun:
     labels: list[str] | None
     dtype: torch.dtype
     processor: Any
+    limits: Limits | None
 
     @cached_property
     def model(self) -> PeftModel:
@@ -239,7 +243,7 @@ class OpenRun:
 
     @cached_property
     def _data(self) -> RunData:
-        return RunData(self.config, self.task, self.labels, self.processor)
+        return RunData(self.config, self.task, self.labels, self.processor, self.limits)
 
 
 def open_run(
@@ -280,8 +284,10 @@ def open_run(
         labels = (record and record.data.get("labels")) or _numbered_labels(weights, directory)
     own = any((directory / name).is_file() for name in ("tokenizer_config.json", "preprocessor_config.json"))
     processor = load_processor(str(directory) if own else base_path, kind)
+    limits = read_limits(base_path, kind)
+    fit_tokenizer(processor, limits)
     weights_dtype = getattr(torch, dtype or (config.dtype if config else "float32"))
-    return OpenRun(directory, config, kind, base_path, labels, weights_dtype, processor)
+    return OpenRun(directory, config, kind, base_path, labels, weights_dtype, processor, limits)
 
 
 def _numbered_labels(weights: dict[str, Tensor], directory: Path) -> list[str]:

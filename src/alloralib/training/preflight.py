@@ -35,7 +35,7 @@ def preflight(trainer: RunTrainer) -> dict[str, Any]:
         TrainingError: a mistake that would make the run worthless.
     """
     run, found = trainer.run, {}
-    rows, config, warnings = run.examples["train"], run.config, list[str]()
+    rows, config, warnings = run.examples["train"], run.config, list(run.notes)
     if config.is_language:
         found["example"] = _marked(rows[0], run.processor)
         _check_trained_tokens(rows, run.processor, warnings)
@@ -127,17 +127,23 @@ def _describe_data(run: Run, warnings: list[str]) -> dict[str, Any]:
         found["trained_tokens"] = sum(label != IGNORED for labels in rows["labels"] for label in labels)
     found |= {"padded_tokens": padded, "padding_share": padded / tokens - 1, "longest": max(lengths)}
     found |= {"truncated_rows": 0, "truncated_share": 0.0}
-    full = [row for row, length in enumerate(lengths) if length >= config.max_length]
+    full = [row for row, length in enumerate(lengths) if length >= run.max_length]
     if full:  # tokenize these again to see which were cut
         table = run.parts.train.take(full)
         whole = lengths_of(build_examples(config.kind, table, config.columns, processor=run.processor, names=run.labels))
-        lost = sum(max(0, length - config.max_length) for length in whole)
-        found["truncated_rows"] = sum(length > config.max_length for length in whole)
+        lost = sum(max(0, length - run.max_length) for length in whole)
+        found["truncated_rows"] = sum(length > run.max_length for length in whole)
         found["truncated_share"] = lost / (tokens + lost)
     if found["truncated_rows"]:
+        full = run.limits is not None and run.limits.positions == run.max_length
         warnings.append(
-            f"{found['truncated_rows']:,} rows are cut at {config.max_length} tokens, which loses "
-            f"{found['truncated_share']:.1%} of all tokens: --max-length"
+            f"{found['truncated_rows']:,} rows are cut at {run.max_length} tokens, which loses "
+            f"{found['truncated_share']:.1%} of all tokens: " + ("the model can take no more" if full else "--max-length")
+        )
+    if run.limits is not None and run.limits.context is not None and max(lengths) > run.limits.context:
+        warnings.append(
+            f"the longest row has {max(lengths)} tokens, and the model was made for {run.limits.context}: it can take more, but "
+            "may do worse there (--max-length)"
         )
     return found
 

@@ -85,9 +85,10 @@ class RunTrainer(Trainer):
 
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """As transformers', but 1.1 epochs of 10 steps are 11, though their product is a bit more and is rounded up."""
+        values: list[Any]
         *values, steps = super().set_initial_training_values(*args, **kwargs)
         if self.args.max_steps < 0:
-            steps = math.ceil(round(self.args.num_train_epochs * int(values[1]), 6))
+            steps = math.ceil(round(self.args.num_train_epochs * values[1], 6))
         return (*values, steps)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
