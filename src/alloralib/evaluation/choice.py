@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .batching import Progress, evaluation_mode, longest_first, no_progress
 from .generation import Prompt, encode_prompt, generate_answers, left_padded
+from .limits import check_room, check_token_ids, limits_of
 from .metrics import Evaluation, proportion
 from .next_token import takes
 
@@ -33,13 +35,25 @@ def evaluate_choices(
         batch_size: prompts per forward pass. Each prompt is computed once, with all its choices.
         max_new_tokens: of a generated answer.
 
+    A choice is cut where the model can take no more tokens, as rows are in training.
+
     Returns:
         every accuracy with its 95 % interval, and `chance`, the expected accuracy of guessing. The items have row, chosen,
         chosen_per_token, answer, log_probabilities and correct; with `generate` also generated and chosen_generated.
+
+    Raises:
+        DataError: a prompt that leaves no room for a choice, or a token that the model has no embedding for.
     """
+    limits = limits_of(model)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    check_room(encoded, limits, _where)
     rows = zip(prompts, encoded, choices, strict=True)
     continuations = [[_continuation(tokenizer, prompt, ids, choice) for choice in options] for prompt, ids, options in rows]
+    if limits.positions is not None:
+        room = [limits.positions - len(ids) for ids in encoded]
+        continuations = [[ids[:most] for ids in options] for options, most in zip(continuations, room, strict=True)]
+    joined = (list(chain(ids, *options)) for ids, options in zip(encoded, continuations, strict=True))
+    check_token_ids(joined, limits, tokenizer, _where)
     sums: list[list[float]] = [[] for _ in encoded]
     with evaluation_mode(model):
         for rows in longest_first([len(ids) for ids in encoded], batch_size):
@@ -61,6 +75,10 @@ def evaluate_choices(
         metrics |= proportion("accuracy_generated", [item["chosen_generated"] == item["answer"] for item in items])
     metrics["chance"] = sum(1 / len(options) for options in choices) / max(len(choices), 1)
     return Evaluation(metrics, items)
+
+
+def _where(row: int) -> str:
+    return f"row {row + 1}"
 
 
 def _best(scores: Sequence[float]) -> int:

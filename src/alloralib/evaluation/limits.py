@@ -54,6 +54,25 @@ def limits_of(model: Any) -> Limits:
     )
 
 
+def check_room(rows: Iterable[Sequence[int]], limits: Limits, where: Callable[[int], str]) -> None:
+    """Check that the model can take a token after every row.
+
+    Args:
+        rows: token ids of prompts.
+        where: called with the index of a row, says where it comes from.
+
+    Raises:
+        DataError: a prompt that fills the model's positions, or has more tokens.
+    """
+    for row, ids in enumerate(rows):
+        if limits.positions is not None and len(ids) >= limits.positions:
+            raise DataError(
+                f"the prompt has {len(ids)} tokens, and the model can take {limits.positions} together with the answer",
+                where=where(row),
+                remedy="shorten or remove it",
+            )
+
+
 def check_examples(examples: Any, limits: Limits, tokenizer: Any, where: Callable[[int], str]) -> None:
     """`check_token_ids` for the rows of a `datasets.Dataset` with `input_ids`."""
     column = examples.select_columns(["input_ids"]).with_format("arrow")[:]["input_ids"]

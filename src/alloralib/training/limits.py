@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from ..data.forms import LANGUAGE, Kind
-from ..errors import ConfigError, ModelError
+from ..data.images import image_size
+from ..errors import ConfigError, ModelError, TrainingError
+from ..evaluation.batching import evaluation_mode
 from ..evaluation.limits import Limits, limits_of
 
 DEFAULT_LENGTH = 512
 """Tokens per row, if the model can take them and nothing else is asked for."""
 
 
-def read_limits(path: str, kind: Kind) -> Limits | None:
+def read_limits(path: str, kind: Kind, tokenizer: Any) -> Limits | None:
     """The limits of a model that is not loaded yet; None for images, and if the model cannot be made from its configuration.
 
     Args:
         path: directory or hub id.
+        tokenizer: of the model; a classifier is loaded with its padding id, from which RoBERTa counts positions.
     """
     if kind == "image-classification":
         return None
@@ -27,6 +31,9 @@ def read_limits(path: str, kind: Kind) -> Limits | None:
     try:
         with torch.device("meta"):  # its modules without their weights
             config: Any = AutoConfig.from_pretrained(path)
+            own, pad = getattr(config, "pad_token_id", None), tokenizer.pad_token_id
+            if kind == "classification" and own is not None and own < (pad or 0) < getattr(config, "vocab_size", 0):
+                config.pad_token_id = pad
             return limits_of(auto.from_config(config))
     except (OSError, ValueError, KeyError):
         return None  # loading the model says why
@@ -77,7 +84,41 @@ def fit_tokenizer(tokenizer: Any, limits: Limits | None) -> list[str]:
     names = list(tokenizer.model_input_names)
     if "token_type_ids" in names and limits.token_types is not None and limits.token_types < 2:
         tokenizer.model_input_names = [name for name in names if name != "token_type_ids"]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # what is saved with it
     return said
+
+
+def check_pixels(model: Any, examples: Any, where: Callable[[int], str]) -> None:
+    """Check that the image processor makes images of one size, and that the model takes them.
+
+    Args:
+        model: an image classifier.
+        examples: from `data.examples.build_examples`.
+        where: called with the index of a row, says where it comes from.
+
+    Raises:
+        TrainingError: it does not; the sizes are named.
+    """
+    remedy = "correct size, do_resize and do_center_crop in the model's preprocessor_config.json"
+    sizes = [image_size(source) for source in examples.with_format(None)["pixel_values"]]
+    orders: list[Callable[[int], float]] = [
+        lambda i: sizes[i][0], lambda i: sizes[i][1], lambda i: sizes[i][0] / sizes[i][1],
+    ]  # fmt: skip
+    extremes = {choose(range(len(sizes)), key=order) for order in orders for choose in (min, max)}
+    made = {row: tuple(examples[row]["pixel_values"].shape) for row in sorted(extremes)}
+    first, *others = made
+    for row in others:
+        if made[row] != made[first]:
+            what = f"the image processor makes images of shape {made[first]} and of shape {made[row]} ({where(row)})"
+            raise TrainingError(what, where=where(first), remedy=remedy)
+    try:
+        with evaluation_mode(model):
+            model(pixel_values=examples[first]["pixel_values"][None].to(model.device))
+    except (ValueError, RuntimeError, IndexError) as error:
+        config = model.config
+        takes = f"(channels {getattr(config, 'num_channels', '?')}, image size {getattr(config, 'image_size', '?')})"
+        what = f"the model {takes} does not take the images of shape {made[first]} that the image processor makes: {error}"
+        raise TrainingError(what, where="preflight", remedy=remedy) from error
 
 
 def _padding(tokenizer: Any, limits: Limits) -> str:

@@ -17,6 +17,7 @@ from ..errors import TrainingError
 from . import compiling
 from .batches import BucketBatches, lengths_of
 from .config import RunConfig
+from .limits import check_pixels
 from .prepare import Run
 from .state import random_state, set_random
 from .trainer import RunTrainer
@@ -43,6 +44,8 @@ def preflight(trainer: RunTrainer) -> dict[str, Any]:
         if config.task == "classification":
             found["example"] = run.processor.decode(rows[0]["input_ids"]) + f"  ->  {rows[0]['labels']}"
         _check_labels(rows, run.model.config.num_labels)
+    if config.task == "image-classification":
+        check_pixels(trainer.model, rows, run.parts.train.where)
     found["data"] = _describe_data(run, warnings)
     _check_tied_weights(run.model, warnings)
     found["cost"] = _measure(trainer, warnings)
@@ -142,8 +145,8 @@ def _describe_data(run: Run, warnings: list[str]) -> dict[str, Any]:
         )
     if run.limits is not None and run.limits.context is not None and max(lengths) > run.limits.context:
         warnings.append(
-            f"the longest row has {max(lengths)} tokens, and the model was made for {run.limits.context}: it can take more, but "
-            "may do worse there (--max-length)"
+            f"the longest row has {max(lengths)} tokens, and the model was made for {run.limits.context}: it can take more, "
+            "but may do worse there (--max-length)"
         )
     return found
 

@@ -116,7 +116,7 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     adapter_config = _adapter_config(config)
     path = locate(config.model)
     processor = load_processor(path, config.kind)
-    limits = read_limits(path, config.kind)
+    limits = read_limits(path, config.kind, processor)
     max_length, notes = fit_length(config.max_length, limits, config.model)
     notes += fit_tokenizer(processor, limits)
     parts = _load_parts(config)
