@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    LlamaForSequenceClassification,
     TrainerCallback,
 )
 
@@ -31,10 +32,12 @@ from alloralib.training.callbacks import StopOnSignal
 from alloralib.training.config import RunConfig
 from alloralib.training.directory import RunDirectory
 from alloralib.training.prepare import Run, prepare
+from alloralib.training.run import train
 from alloralib.training.state import RunState
 from alloralib.training.trainer import RunTrainer
 
 from ..conftest import WORDS
+from ..tiny import save
 from ..trained import jsonl, make_chat_model, make_image_model, make_images
 
 ROWS = 11
@@ -264,3 +267,29 @@ def check(
         optimizer.step()
     weights = {name: p.detach() for name, p in run.model.named_parameters() if p.requires_grad}
     torch.testing.assert_close(weights, {n: p.detach() for n, p in parameters.items()}, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["classification", "causal-lm"])
+def test_a_forward_pass_without_trained_tokens_adds_nothing(task: str, prepared) -> None:
+    """Its loss and gradient are 0, not the mean of nothing; the other forward passes of the step have the items."""
+    run, start, _ = prepared(task)
+    run.model.load_state_dict(start, strict=False)
+    trainer = RunTrainer(run)
+    batch = run.collate([run.examples["train"][row] for row in range(3)])
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    for items in (torch.tensor(7), torch.tensor(0)):
+        loss = trainer.compute_loss(run.model.train(), dict(batch), num_items_in_batch=items)
+        assert loss.item() == 0
+        loss.backward()
+        assert all(p.grad is None or bool((p.grad == 0).all()) for p in run.model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+def test_a_base_that_was_made_for_another_kind_of_labels(kind: str, tiny_llama, reviews, tmp_path) -> None:
+    """Its configuration names another loss than the cross-entropy of one class."""
+    model = LlamaForSequenceClassification.from_pretrained(tiny_llama, num_labels=2)
+    model.config.problem_type = kind
+    path = save(tmp_path / "model", model, AutoTokenizer.from_pretrained(tiny_llama))
+    settings = {"data": str(reviews), "output_dir": str(tmp_path / "run"), "r": 2, "max_steps": 8, "learning_rate": 0.05}
+    found = train(RunConfig.of(settings | {"task": "classification", "model": path}))
+    assert found.metrics["after"]["loss"] < found.metrics["before"]["loss"]
