@@ -17,7 +17,6 @@ Private API used here, checked on transformers 5.23: the Trainer's `_run_epoch`,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,14 +81,6 @@ class RunTrainer(Trainer):
     def fit(self) -> None:
         """Train, from the run's checkpoint if it has one."""
         self.train(resume_from_checkpoint=None if self._checkpoint is None else str(self._checkpoint.path))
-
-    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """As transformers', but 1.1 epochs of 10 steps are 11, though their product is a bit more and is rounded up."""
-        values: list[Any]
-        *values, steps = super().set_initial_training_values(*args, **kwargs)
-        if self.args.max_steps < 0:
-            steps = math.ceil(round(self.args.num_train_epochs * values[1], 6))
-        return (*values, steps)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As transformers', but the warm-up leaves a step: a run of one step would otherwise have a learning rate of 0."""
