@@ -8,7 +8,11 @@ import pytest
 import torch
 import transformers
 
+from alloralib.evaluation.choice import evaluate_choices
 from alloralib.evaluation.limits import limits_of
+
+from ..conftest import WORDS
+from ..tiny import word_level
 
 SMALL = {
     "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -92,3 +96,25 @@ def test_one_token_more_is_too_many(auto: str, config: str, settings: dict[str, 
     if positions is not None:
         with pytest.raises((IndexError, RuntimeError, ValueError)):
             run(model, positions + 1)
+
+
+@pytest.mark.parametrize(("config", "settings"), [m[:2] for m in DECODERS.values()], ids=list(DECODERS))
+def test_choices_are_scored_as_by_whole_rows(config: str, settings: dict[str, Any]) -> None:
+    """Prompts of different lengths, longer than a sliding window, in one batch: whatever positions and cache a model has."""
+    longer = {name: 40 for name in ("max_position_embeddings", "n_positions", "max_seq_len") if name in settings}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**settings | longer)).eval()
+    for p in model.parameters():
+        p.data.mul_(3)
+    tokenizer = word_level(WORDS)
+    prompts = [" ".join(WORDS[:n]) for n in (3, 9, 15)]
+    choices = ["good bad film story music scene ending", "the", "a was is and"]
+    items = evaluate_choices(model, tokenizer, prompts, [choices] * 3, [0] * 3, batch_size=3).items
+    for prompt, item in zip(prompts, items, strict=True):
+        asked = tokenizer(prompt)["input_ids"]
+        for choice, score in zip(choices, item["log_probabilities"], strict=True):
+            said = tokenizer(choice)["input_ids"]
+            with torch.no_grad():
+                logs = model(input_ids=torch.tensor([asked + said])).logits[0, len(asked) - 1 : -1].log_softmax(dim=-1)
+            expected = logs.gather(1, torch.tensor(said)[:, None]).sum().item()
+            assert score == pytest.approx(expected, rel=1e-3, abs=1e-3)

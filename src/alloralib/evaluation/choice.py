@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.language import IGNORED, collate_rows
 from .batching import Progress, evaluation_mode, longest_first, no_progress
 from .generation import Prompt, encode_prompt, generate_answers, left_padded
 from .limits import check_room, check_token_ids, limits_of
 from .metrics import Evaluation, proportion
-from .next_token import takes
+from .next_token import score_next_tokens, takes
 
 
 def evaluate_choices(
@@ -57,7 +58,8 @@ def evaluate_choices(
     sums: list[list[float]] = [[] for _ in encoded]
     with evaluation_mode(model):
         for rows in longest_first([len(ids) for ids in encoded], batch_size):
-            scored = _log_probabilities(model, [encoded[i] for i in rows], [continuations[i] for i in rows])
+            score = _log_probabilities if limits.left_padding and takes(model, "use_cache") else _of_whole_rows
+            scored = score(model, [encoded[i] for i in rows], [continuations[i] for i in rows])
             for row, scores in zip(rows, scored, strict=True):
                 sums[row] = scores
             progress(len(rows))
@@ -112,6 +114,21 @@ def _log_probabilities(model: Any, prompts: list[list[int]], choices: list[list[
         sums = sums + _later_tokens(model, out.past_key_values, mask, owner, [choice for _, choice in flat], width)
     scores: list[list[float]] = [[] for _ in prompts]
     for (row, _), value in zip(flat, sums.tolist(), strict=True):
+        scores[row].append(value)
+    return scores
+
+
+def _of_whole_rows(model: Any, prompts: list[list[int]], choices: list[list[list[int]]]) -> list[list[float]]:
+    """The same for any model: a prompt is computed with each of its choices, padded on the right."""
+    flat = [(row, prompt, choice) for row, prompt in enumerate(prompts) for choice in choices[row]]
+    examples = [{"input_ids": p + choice, "labels": [IGNORED] * len(p) + choice} for _, p, choice in flat]
+    batch = {name: tensor.to(model.device) for name, tensor in collate_rows(examples, 0).items()}
+    labels = batch.pop("labels")
+    found = score_next_tokens(model, batch, labels)
+    sums = torch.zeros(len(flat), dtype=torch.float64, device=found.loss.device)
+    sums = sums.index_add(0, found.mask.nonzero()[:, 0].to(found.loss.device), -found.loss.double())
+    scores: list[list[float]] = [[] for _ in prompts]
+    for (row, _, _), value in zip(flat, sums.tolist(), strict=True):
         scores[row].append(value)
     return scores
 

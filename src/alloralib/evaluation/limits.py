@@ -30,6 +30,7 @@ class Limits(NamedTuple):
         context: tokens of the rows that such a model was made for, by its configuration; None if that does not say.
         token_types: token type ids are below; 0 if it takes none, None if it takes any.
         pad_token_id: of its configuration.
+        left_padding: whether rows can be padded on the left: it looks up no positions, or those that it is given from 0 on.
     """
 
     tokens: int
@@ -37,6 +38,7 @@ class Limits(NamedTuple):
     context: int | None
     token_types: int | None
     pad_token_id: int | None
+    left_padding: bool
 
 
 def limits_of(model: Any) -> Limits:
@@ -45,12 +47,14 @@ def limits_of(model: Any) -> Limits:
     config = base.config.get_text_config()
     positions = min(_positions(base, config), default=None)
     types = _modules(base, ("token_type_embeddings",))
+    from_padding = any(table.padding_idx is not None for table in _modules(base, _TABLES))
     return Limits(
         tokens=base.get_input_embeddings().weight.shape[0],
         positions=positions,
         context=getattr(config, "max_position_embeddings", None) if positions is None else positions,
         token_types=0 if not takes(base, "token_type_ids") else types[0].num_embeddings if types else None,
         pad_token_id=getattr(config, "pad_token_id", None),
+        left_padding=positions is None or (takes(base, "position_ids") and not from_padding),
     )
 
 
