@@ -327,3 +327,25 @@ def test_a_run_without_a_length_of_its_own(tiny_llama, reviews, tmp_path) -> Non
     assert RunConfig.of(made.config).max_length == 512
     assert dry_run(RunConfig.of(settings | {"overwrite": True}))["warnings"] == []
     assert llama().config.max_position_embeddings > 512
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_rows_are_padded_on_the_right_where_positions_are_looked_up(kind: str, tmp_path) -> None:
+    """A tokenizer that pads on the left, as many of decoders do: a row's classes must not depend on its batch."""
+    tokenizer = word_level(WORDS)
+    torch.manual_seed(0)
+    if kind == "bert":
+        config: Any = BertConfig(vocab_size=len(tokenizer), pad_token_id=0, **SHAPE)
+        path = save(tmp_path / "model", BertForMaskedLM(config), tokenizer)
+    else:
+        path = gpt2(tmp_path)
+    settings = Path(path) / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"padding_side": "left"}))
+    assert AutoTokenizer.from_pretrained(path).padding_side == "left"
+    targets = "query,value" if kind == "bert" else "c_attn,c_fc"
+    flags = {"target_modules": targets, "learning_rate": 0.1, "max_length": 30}
+    assert main(words(tmp_path, path, "classification", data=texts(tmp_path), **flags)) == 0
+    run = open_run(tmp_path / "run")
+    (together, _), (alone,) = run.predict(["good", LONG]), run.predict(["good"])
+    assert together.probabilities == pytest.approx(alone.probabilities, rel=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "run").padding_side == "right"

@@ -285,7 +285,7 @@ def open_run(
     own = any((directory / name).is_file() for name in ("tokenizer_config.json", "preprocessor_config.json"))
     processor = load_processor(str(directory) if own else base_path, kind)
     limits = read_limits(base_path, kind, processor)
-    fit_tokenizer(processor, limits)
+    fit_tokenizer(processor, limits, kind)
     weights_dtype = getattr(torch, dtype or (config.dtype if config else "float32"))
     return OpenRun(directory, config, kind, base_path, labels, weights_dtype, processor, limits)
 

@@ -118,7 +118,7 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     processor = load_processor(path, config.kind)
     limits = read_limits(path, config.kind, processor)
     max_length, notes = fit_length(config.max_length, limits, config.model)
-    notes += fit_tokenizer(processor, limits)
+    notes += fit_tokenizer(processor, limits, config.kind)
     parts = _load_parts(config)
     tables = tables_of(parts)
     checkpoint = read_latest(directory.checkpoints) if resume else None
