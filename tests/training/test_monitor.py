@@ -62,7 +62,9 @@ def test_best_weights_are_those_of_the_lowest_validation_loss(base, tmp_path) ->
     """Validation rows with the labels the wrong way round: training makes their loss worse."""
     wrong = tmp_path / "wrong.csv"
     wrong.write_text("text,label\nvery good music,neg\nvery bad music,pos\nthe great ending,neg\nan awful ending,pos\n")
-    words = with_(base, validation_data=wrong, evaluate_every=1, max_steps=24, learning_rate=0.02)
+    words = with_(
+        base, validation_data=wrong, evaluate_every=1, max_steps=24, learning_rate=0.02, schedule="constant", warmup=0
+    )
     assert main(words) == 0
     kept = record(tmp_path)
     losses = [entry["loss"] for entry in kept.validation["history"]]

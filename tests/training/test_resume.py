@@ -25,7 +25,8 @@ PREPARE = "alloralib.training.prepare"
 RESULTS = "alloralib.training.results"
 RUN = "alloralib.training.run"
 
-# 15 steps in 3 epochs of 5 (two forward passes each), a checkpoint every 2 steps and a validation every 3
+# 15 steps in 3 epochs of 5 (two forward passes each, the last of an epoch one), a checkpoint every 2 steps and a validation
+# every 3
 STOPPED = [
     Point(RUN, "prepare"),
     Point(RUN, "preflight", when="after"),
@@ -34,6 +35,7 @@ STOPPED = [
     Point(TRAINER, "Trainer.training_step", 8, "after"),
     Point(TRAINER, "Trainer.training_step", 9),
     Point(TRAINER, "Trainer.training_step", 14),
+    Point(TRAINER, "Trainer.training_step", 20),  # the checkpoint is that of step 10, at the end of an epoch
     Point(TRAINER, "Trainer.training_step", 24, "after"),
     Point(CHECKPOINTS, "save_file", 1),
     Point(CHECKPOINTS, "save_file", 1, "torn"),

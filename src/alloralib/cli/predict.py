@@ -128,9 +128,8 @@ def _check_flags(arguments: argparse.Namespace, task: str) -> None:
 def _open(arguments: argparse.Namespace, opened: OpenRun, stack: ExitStack) -> tuple[Unlabeled, Columns]:
     """The rows, and the columns of what the model is given."""
     from ..data.unlabeled import open_unlabeled, standard_input
-    from ..training.run_data import RunData
 
-    data = RunData(opened.config, opened.task, opened.labels, opened.processor)
+    data = opened.data
     given = {part: name for part in _PARTS if (name := getattr(arguments, f"{part}_column")) is not None}
     name = None if arguments.data == "-" else arguments.data
     named = data.input_columns(name, given).named()

@@ -55,6 +55,12 @@ def open_image(source: Source) -> Image.Image:
         return image.convert("RGB")
 
 
+def image_size(source: Source) -> tuple[int, int]:
+    """Width and height of an image, from its header."""
+    with Image.open(io.BytesIO(_encoded(source))) as image:
+        return image.size
+
+
 def check_images(table: Table, sources: list[Source]) -> None:
     """Decode every image once, so that none fails in the middle of a run.
 

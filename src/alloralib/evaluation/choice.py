@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data.language import IGNORED, collate_rows
 from .batching import Progress, evaluation_mode, longest_first, no_progress
 from .generation import Prompt, encode_prompt, generate_answers, left_padded
+from .limits import check_room, check_token_ids, limits_of
 from .metrics import Evaluation, proportion
-from .next_token import takes
-from .positions import check_positions
+from .next_token import score_next_tokens, takes
 
 
 def evaluate_choices(
@@ -34,9 +36,14 @@ def evaluate_choices(
         batch_size: prompts per forward pass. Each prompt is computed once, with all its choices.
         max_new_tokens: of a generated answer.
 
+    A choice is cut where the model can take no more tokens, as rows are in training.
+
     Returns:
         every accuracy with its 95 % interval, and `chance`, the expected accuracy of guessing. The items have row, chosen,
         chosen_per_token, answer, log_probabilities and correct; with `generate` also generated and chosen_generated.
+
+    Raises:
+        DataError: a prompt that leaves no room for a choice, or a token that the model has no embedding for.
     """
     sums, continuations = choice_scores(model, tokenizer, prompts, choices, batch_size, progress)
     items: list[dict[str, Any]] = []
@@ -63,20 +70,33 @@ def choice_scores(
 
     Args:
         prompts, choices, batch_size: as in `evaluate_choices`.
+
+    Raises:
+        DataError: a prompt that leaves no room for a choice, or a token that the model has no embedding for.
     """
+    limits = limits_of(model)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    check_room(encoded, limits, _where)
     rows = zip(prompts, encoded, choices, strict=True)
     continuations = [[_continuation(tokenizer, prompt, ids, choice) for choice in options] for prompt, ids, options in rows]
-    lengths = [len(ids) + max(map(len, options)) for ids, options in zip(encoded, continuations, strict=True)]
-    check_positions(model, lengths, what="prompt", remedy="shorten the prompt or its choices")
+    if limits.positions is not None:
+        room = [limits.positions - len(ids) for ids in encoded]
+        continuations = [[ids[:most] for ids in options] for options, most in zip(continuations, room, strict=True)]
+    joined = (list(chain(ids, *options)) for ids, options in zip(encoded, continuations, strict=True))
+    check_token_ids(joined, limits, tokenizer, _where)
     sums: list[list[float]] = [[] for _ in encoded]
     with evaluation_mode(model):
         for rows in longest_first([len(ids) for ids in encoded], batch_size):
-            scored = _log_probabilities(model, [encoded[i] for i in rows], [continuations[i] for i in rows])
+            score = _log_probabilities if limits.left_padding and takes(model, "use_cache") else _of_whole_rows
+            scored = score(model, [encoded[i] for i in rows], [continuations[i] for i in rows])
             for row, scores in zip(rows, scored, strict=True):
                 sums[row] = scores
             progress(len(rows))
     return sums, continuations
+
+
+def _where(row: int) -> str:
+    return f"row {row + 1}"
 
 
 def _best(scores: Sequence[float]) -> int:
@@ -110,6 +130,21 @@ def _log_probabilities(model: Any, prompts: list[list[int]], choices: list[list[
         sums = sums + _later_tokens(model, out.past_key_values, mask, owner, [choice for _, choice in flat], width)
     scores: list[list[float]] = [[] for _ in prompts]
     for (row, _), value in zip(flat, sums.tolist(), strict=True):
+        scores[row].append(value)
+    return scores
+
+
+def _of_whole_rows(model: Any, prompts: list[list[int]], choices: list[list[list[int]]]) -> list[list[float]]:
+    """The same for any model: a prompt is computed with each of its choices, padded on the right."""
+    flat = [(row, prompt, choice) for row, prompt in enumerate(prompts) for choice in choices[row]]
+    examples = [{"input_ids": p + choice, "labels": [IGNORED] * len(p) + choice} for _, p, choice in flat]
+    batch = {name: tensor.to(model.device) for name, tensor in collate_rows(examples, 0).items()}
+    labels = batch.pop("labels")
+    found = score_next_tokens(model, batch, labels)
+    sums = torch.zeros(len(flat), dtype=torch.float64, device=found.loss.device)
+    sums = sums.index_add(0, found.mask.nonzero()[:, 0].to(found.loss.device), -found.loss.double())
+    scores: list[list[float]] = [[] for _ in prompts]
+    for (row, _, _), value in zip(flat, sums.tolist(), strict=True):
         scores[row].append(value)
     return scores
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers import GenerationConfig
 
 from ..errors import DataError, ModelError
 from .batching import Progress, evaluation_mode, longest_first, no_progress
-from .positions import check_positions
+from .limits import Limits, check_room, check_token_ids, limits_of
 
 Prompt = str | Sequence[dict[str, Any]]
 """A text to continue, or a conversation for the assistant to answer."""
@@ -70,7 +71,7 @@ def generate_answers(
 
     Args:
         prompts: texts or conversations, see `encode_prompt`.
-        max_new_tokens: longest answer, in tokens.
+        max_new_tokens: longest answer, in tokens; a long prompt's answer is shorter if the model has no positions for both.
         batch_size: prompts per batch.
         temperature: 0 takes the most probable token at every step. Above 0, tokens are sampled.
         seed: of the sampling.
@@ -80,27 +81,44 @@ def generate_answers(
         the answers, in the order of the prompts, without special tokens. White space around them is kept.
 
     Raises:
-        DataError: the model has not enough positions for a prompt and its answer.
+        DataError: a prompt that leaves no room for an answer, or with a token that the model has no embedding for.
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    remedy = f"shorten the prompt, or generate fewer tokens than {max_new_tokens} (--max-new-tokens)"
-    check_positions(model, [len(ids) + max_new_tokens for ids in encoded], what="prompt", remedy=remedy)
+    limits = limits_of(model)
+    check_token_ids(encoded, limits, tokenizer, _where)
+    check_room(encoded, limits, _where)
     ends = end_tokens(model, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     sampling: dict[str, Any] = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=temperature > 0, eos_token_id=ends or None, pad_token_id=pad, **sampling
-    )
+    settings = GenerationConfig(do_sample=temperature > 0, eos_token_id=ends or None, pad_token_id=pad, **sampling)
     answers = [""] * len(encoded)
     with evaluation_mode(model), torch.random.fork_rng(devices=_devices(model)):
         torch.manual_seed(seed)
-        for rows in longest_first([len(ids) for ids in encoded], batch_size):
+        for rows, settings.max_new_tokens in _batches([len(ids) for ids in encoded], batch_size, max_new_tokens, limits):
             ids, mask = left_padded([encoded[i] for i in rows], pad, model.device)
             generated = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1] :]
             for row, text in zip(rows, tokenizer.batch_decode(generated, skip_special_tokens=True), strict=True):
                 answers[row] = text
             progress(len(rows))
     return answers
+
+
+def _where(row: int) -> str:
+    return f"prompt {row + 1}"
+
+
+def _batches(lengths: list[int], batch_size: int, new: int, limits: Limits) -> Iterator[tuple[list[int], int]]:
+    """The prompts of every batch, and the most tokens of their answers; a prompt with room for less has its own batch."""
+    longest = len(lengths) * [new] if limits.positions is None else [min(new, limits.positions - n) for n in lengths]
+    short = [row for row, most in enumerate(longest) if most < new]
+    if short:
+        what = f"{len(short)} of {len(lengths)} answers have fewer than {new} tokens at most"
+        print(f"allora: warning: {what}: the model can take {limits.positions} tokens, prompt and answer", file=sys.stderr)
+    others = [row for row, most in enumerate(longest) if most == new]
+    for batch in longest_first([lengths[row] for row in others], batch_size):
+        yield [others[i] for i in batch], new
+    for row in short:
+        yield [row], longest[row]
 
 
 def _devices(model: Any) -> list[int]:

@@ -13,7 +13,6 @@ from torch.nn.functional import cross_entropy
 from .batching import Collate, Progress, batches, evaluation_mode, no_progress
 from .metrics import Evaluation, classification_metrics, perplexity, ratio_interval
 from .next_token import score_next_tokens
-from .positions import check_positions
 
 
 def class_logits(model: Any, examples: Any, collate: Collate, batch_size: int, progress: Progress = no_progress) -> Tensor:
@@ -26,13 +25,7 @@ def class_logits(model: Any, examples: Any, collate: Collate, batch_size: int, p
 
     Returns:
         (len(examples), classes), float32, on the CPU.
-
-    Raises:
-        DataError: a text with more tokens than the model has positions.
     """
-    if "input_ids" in examples.column_names:
-        remedy = "shorten the text; with a record (record.json) beside the adapter, texts are cut at the run's --max-length"
-        check_positions(model, [len(ids) for ids in examples["input_ids"]], what="row", remedy=remedy)
     logits: dict[int, Tensor] = {}
     with evaluation_mode(model):
         for rows, batch in batches(examples, collate, batch_size):

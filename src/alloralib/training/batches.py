@@ -25,7 +25,7 @@ class BucketBatches(BatchRebalanceSampler):
     with the longest row comes first, so that memory runs out at once or never. Rows of equal length stay in random order,
     so the batches of an epoch differ from those of the one before. Each process takes its share of every batch, so the
     rows of a step do not depend on the number of processes. If the last batch of an epoch has fewer rows than there are
-    processes, some processes repeat a row of it.
+    processes, some processes repeat a row of it, so that all of them make the same calls.
 
     transformers' own samplers draw from torch's global generator, as do the adapter's initial values and dropout: the
     order of the rows would depend on the method.
@@ -36,6 +36,9 @@ class BucketBatches(BatchRebalanceSampler):
         seed: of the order.
         process, processes: index of this process and number of processes.
         pool: batches that are sorted by length together.
+
+    Attributes:
+        repeated: the row of this epoch that this process repeats and another one counts, None if there is none (yet).
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class BucketBatches(BatchRebalanceSampler):
         self.lengths, self.rows, self.seed, self.epoch = lengths, batch_size, seed, 0
         self.batch_size = None  # with a number, accelerate would fill a process's share up to it
         self.process, self.processes, self.pool = process, processes, pool
+        self.repeated: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches come next."""
@@ -53,8 +57,11 @@ class BucketBatches(BatchRebalanceSampler):
         return -(-len(self.lengths) // self.rows)
 
     def __iter__(self) -> Generator[list[int], None, None]:
+        self.repeated = None
         for batch in self.global_batches():
             own = batch[self.process :: self.processes]
+            if not own:
+                self.repeated = batch[0]
             yield own or batch[:1]
 
     def global_batches(self) -> list[list[int]]:

@@ -72,7 +72,7 @@ class ValidateAndSave(TrainerCallback):
         tenth = max(1, state.max_steps // DEFAULT_CHECKPOINTS)
         self._save_every = self.config.checkpoint_every or tenth
         self.run.rule_every = self.config.rule_every or tenth
-        epoch = max(1, round(state.max_steps / state.num_train_epochs)) if state.num_train_epochs else tenth
+        epoch = -(-len(kwargs["train_dataloader"]) // args.gradient_accumulation_steps)
         self._validate_every = self.config.evaluate_every or min(epoch, state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

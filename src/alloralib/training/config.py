@@ -68,7 +68,9 @@ class RunConfig(BaseModel):
     messages_column: str | None = Field(default=None, description="column with the conversation, for chat [messages]")
     choices_column: str | None = Field(default=None, description="column with the choices, for multiple-choice [choices]")
     answer_column: str | None = Field(default=None, description="column with the right choice, for multiple-choice [answer]")
-    max_length: Positive = Field(default=512, description="tokens per row; the rest is cut")
+    max_length: Positive | None = Field(
+        default=None, description="tokens per row, the rest is cut [512, or as many as the model can take]"
+    )
 
     method: str = Field(default="allora", description="allora, allora-d, allora-od, asf-lora, lora-x-eta, lora, dora, ...")
     r: int = Field(default=16, description="rank of the adapter")

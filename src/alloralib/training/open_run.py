@@ -34,6 +34,7 @@ from ..errors import ConfigError, MergeError, did_you_mean
 from ..evaluation.batching import Progress, no_progress
 from ..evaluation.evaluate import evaluate_examples
 from ..evaluation.generation import Prompt, generate_answers
+from ..evaluation.limits import Limits
 from ..evaluation.metrics import Evaluation
 from ..evaluation.paired import compare_evaluations
 from ..evaluation.prediction import Prediction, predict_choices, predict_classes
@@ -45,6 +46,7 @@ from ..export.proof import Proof, load_adapter
 from ..records import RECORD_FILE, RunRecord
 from .base_identity import BaseIdentity, check_base, stored_dtype, stored_dtypes
 from .config import RunConfig
+from .limits import fit_tokenizer, read_limits
 from .models import load_model, load_processor, locate
 from .run_data import RunData
 
@@ -81,6 +83,7 @@ class OpenRun:
         labels: the classes in the order of the logits; None for a language model.
         dtype: of the base model's weights.
         processor: the tokenizer, or the image processor.
+        limits: what the base model can take; None for images.
         trained_on: the identity of the base model in training; None if the adapter does not say it.
         allow_other_base: only warn if the base is another one.
     """
@@ -92,6 +95,7 @@ class OpenRun:
     labels: list[str] | None
     dtype: torch.dtype
     processor: Any
+    limits: Limits | None
     trained_on: BaseIdentity | None = None
     allow_other_base: bool = False
 
@@ -151,10 +155,10 @@ class OpenRun:
         if generate:
             self.require_language_model()
         name = None if data is None else os.fspath(data)
-        used = self._data.columns(name, columns or {})
-        table = self._data.read(name, split, used)
+        used = self.data.columns(name, columns or {})
+        table = self.data.read(name, split, used)
         table = table if rows is None else table.take(list(range(min(rows, len(table)))))
-        prepared = self._data.prepare(table, used)
+        prepared = self.data.prepare(table, used)
 
         def score(which: str) -> Evaluation:
             with tqdm(desc=f"evaluating the {which} model", unit="row", file=sys.stderr, leave=False) as bar:
@@ -213,7 +217,7 @@ class OpenRun:
         rows = [rows] if isinstance(rows, str) else rows
         if len(rows) == 0:
             return []
-        return self.predict_table(self._data.table(rows), self._data.input_columns(None, {}), batch_size=batch_size)
+        return self.predict_table(self.data.table(rows), self.data.input_columns(None, {}), batch_size=batch_size)
 
     def predict_table(
         self, table: Table, columns: Columns, *, batch_size: int = 16, progress: Progress = no_progress
@@ -226,7 +230,7 @@ class OpenRun:
         """
         if self.task == "multiple-choice":
             return predict_choices(self.model, self.processor, table, columns, batch_size, progress)
-        data = self._data.prepare_unlabeled(table, columns)
+        data = self.data.prepare_unlabeled(table, columns)
         return predict_classes(self.model, data.examples, data.collate, self.labels or [], batch_size, progress)
 
     def export(
@@ -261,7 +265,7 @@ class OpenRun:
                 remedy="export the adapter alone (peft), or merge into the model before quantization "
                 "(--model DIR --allow-other-base)",
             )
-        inputs, source = self._data.example_inputs()
+        inputs, source = self.data.example_inputs()
         adapter, target = self.directory, Path(output)
         if format == "gguf":
             settings: Any = {"base": self.base_path, "converter": converter}
@@ -290,8 +294,9 @@ class OpenRun:
             raise ConfigError(f"a model for {self.task} generates no text", where=str(self.directory), remedy=remedy)
 
     @cached_property
-    def _data(self) -> RunData:
-        return RunData(self.config, self.task, self.labels, self.processor)
+    def data(self) -> RunData:
+        """The rows of the run, and how rows become examples."""
+        return RunData(self.config, self.task, self.labels, self.processor, self.limits)
 
 
 def open_run(
@@ -335,10 +340,12 @@ def open_run(
         labels = (record and record.data.get("labels")) or _numbered_labels(weights, directory)
     own = any((directory / name).is_file() for name in ("tokenizer_config.json", "preprocessor_config.json"))
     processor = load_processor(str(directory) if own else base_path, kind)
+    limits = read_limits(base_path, kind, processor)
+    fit_tokenizer(processor, limits, kind)
     weights_dtype = getattr(torch, dtype or (config.dtype if config else "float32"))
     entry = read_base(directory) if record is None else record.model
-    trained_on = BaseIdentity.of(entry, str(directory))
-    return OpenRun(directory, config, kind, base_path, labels, weights_dtype, processor, trained_on, allow_other_base)
+    identity = BaseIdentity.of(entry, str(directory))
+    return OpenRun(directory, config, kind, base_path, labels, weights_dtype, processor, limits, identity, allow_other_base)
 
 
 def _numbered_labels(weights: dict[str, Tensor], directory: Path) -> list[str]:

@@ -17,6 +17,7 @@ from ..errors import TrainingError
 from . import compiling
 from .batches import BucketBatches, lengths_of
 from .config import RunConfig
+from .limits import check_pixels
 from .prepare import Run
 from .state import random_state, set_random
 from .trainer import RunTrainer
@@ -35,7 +36,7 @@ def preflight(trainer: RunTrainer) -> dict[str, Any]:
         TrainingError: a mistake that would make the run worthless.
     """
     run, found = trainer.run, {}
-    rows, config, warnings = run.examples["train"], run.config, list[str]()
+    rows, config, warnings = run.examples["train"], run.config, list(run.notes)
     if config.is_language:
         found["example"] = _marked(rows[0], run.processor)
         _check_trained_tokens(rows, run.processor, warnings)
@@ -43,6 +44,8 @@ def preflight(trainer: RunTrainer) -> dict[str, Any]:
         if config.task == "classification":
             found["example"] = run.processor.decode(rows[0]["input_ids"]) + f"  ->  {rows[0]['labels']}"
         _check_labels(rows, run.model.config.num_labels)
+    if config.task == "image-classification":
+        check_pixels(trainer.model, rows, run.parts.train.where)
     found["data"] = _describe_data(run, warnings)
     _check_tied_weights(run.model, warnings)
     found["cost"] = _measure(trainer, warnings)
@@ -127,17 +130,23 @@ def _describe_data(run: Run, warnings: list[str]) -> dict[str, Any]:
         found["trained_tokens"] = sum(label != IGNORED for labels in rows["labels"] for label in labels)
     found |= {"padded_tokens": padded, "padding_share": padded / tokens - 1, "longest": max(lengths)}
     found |= {"truncated_rows": 0, "truncated_share": 0.0}
-    full = [row for row, length in enumerate(lengths) if length >= config.max_length]
+    full = [row for row, length in enumerate(lengths) if length >= run.max_length]
     if full:  # tokenize these again to see which were cut
         table = run.parts.train.take(full)
         whole = lengths_of(build_examples(config.kind, table, config.columns, processor=run.processor, names=run.labels))
-        lost = sum(max(0, length - config.max_length) for length in whole)
-        found["truncated_rows"] = sum(length > config.max_length for length in whole)
+        lost = sum(max(0, length - run.max_length) for length in whole)
+        found["truncated_rows"] = sum(length > run.max_length for length in whole)
         found["truncated_share"] = lost / (tokens + lost)
     if found["truncated_rows"]:
+        full = run.limits is not None and run.limits.positions == run.max_length
         warnings.append(
-            f"{found['truncated_rows']:,} rows are cut at {config.max_length} tokens, which loses "
-            f"{found['truncated_share']:.1%} of all tokens: --max-length"
+            f"{found['truncated_rows']:,} rows are cut at {run.max_length} tokens, which loses "
+            f"{found['truncated_share']:.1%} of all tokens: " + ("the model can take no more" if full else "--max-length")
+        )
+    if run.limits is not None and run.limits.context is not None and max(lengths) > run.limits.context:
+        warnings.append(
+            f"the longest row has {max(lengths)} tokens, and the model was made for {run.limits.context}: it can take more, "
+            "but may do worse there (--max-length)"
         )
     return found
 
@@ -198,7 +207,8 @@ def _measure(trainer: RunTrainer, warnings: list[str]) -> dict[str, Any]:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
         set_random(kept)
-    passes = float(config.gradient_accumulation)
+    batches_of_epoch = -(-len(lengths) // (config.batch_size * trainer.args.world_size))
+    passes = batches_of_epoch / -(-batches_of_epoch // config.gradient_accumulation)  # the last step of an epoch may have fewer
     if "input_ids" in run.examples["train"].column_names:  # passes of the median batch that are as much work as a step
         passes *= statistics.fmean(lengths) * config.batch_size / sum(lengths[i] for i in batches[1])
     step = passes * compiled.get("compiled_seconds", seconds[1])

@@ -23,6 +23,7 @@ from ..data.table import Table
 from ..data.tokens import TokenCache
 from ..errors import ConfigError
 from ..evaluation.evaluate import EvaluationData, evaluate_examples
+from ..evaluation.limits import Limits, check_examples
 from ..evaluation.metrics import Evaluation
 from ..files import sha256_of_json
 from .arguments import check_optimizer
@@ -31,6 +32,7 @@ from .checkpoints import Checkpoint, read_latest
 from .compiling import check_compiling, compile_blocks, eagerly
 from .config import DEFAULT_TEST_SHARE, RunConfig
 from .directory import RunDirectory
+from .limits import fit_length, fit_tokenizer, read_limits
 from .models import load_model, load_processor, locate
 from .processes import is_main_process
 from .state import RunState
@@ -56,6 +58,9 @@ class Run:
         base_parameters: the number of parameters without the adapter.
         state: history, validation, best weights.
         checkpoint: what it is resumed from; None for a new run.
+        max_length: tokens per row.
+        limits: what the model can take; None for images.
+        notes: what was changed in the settings or the tokenizer to fit the model.
     """
 
     config: RunConfig
@@ -70,6 +75,9 @@ class Run:
     base_parameters: int
     state: RunState
     checkpoint: Checkpoint | None
+    max_length: int
+    limits: Limits | None
+    notes: list[str]
 
     def test(self, model: Any, when: str) -> Evaluation:
         """Metrics and answers on the test rows.
@@ -108,6 +116,9 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     adapter_config = _adapter_config(config)
     path = locate(config.model)
     processor = load_processor(path, config.kind)
+    limits = read_limits(path, config.kind, processor)
+    max_length, notes = fit_length(config.max_length, limits, config.model)
+    notes += fit_tokenizer(processor, limits, config.kind)
     parts = _load_parts(config)
     tables = tables_of(parts)
     checkpoint = read_latest(directory.checkpoints) if resume else None
@@ -115,7 +126,10 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     if checkpoint is not None:
         state.restore(checkpoint)
     labels = None if config.is_language else class_names(config, parts)
-    examples = _tokenized(config, tables, processor, labels)
+    examples = _tokenized(config, tables, processor, labels, max_length)
+    if limits is not None:
+        for part, table in tables.items():
+            check_examples(examples[part], limits, processor, table.where)
     torch.manual_seed(config.adapter_seed)  # for the new head of a classifier
     model = load_model(
         path, task=config.kind, labels=labels, dtype=getattr(torch, config.dtype),
@@ -131,7 +145,7 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     return Run(
         config=config, directory=directory, signals=signals, processor=processor, parts=parts, labels=labels,
         examples=examples, collate=collator(config.kind, processor), model=model, base_parameters=base_parameters,
-        state=state, checkpoint=checkpoint,
+        state=state, checkpoint=checkpoint, max_length=max_length, limits=limits, notes=notes,
     )  # fmt: skip
 
 
@@ -181,16 +195,16 @@ def _load_parts(config: RunConfig) -> Parts:
 
 
 def _tokenized(
-    config: RunConfig, tables: dict[str, Table], processor: Any, labels: list[str] | None
+    config: RunConfig, tables: dict[str, Table], processor: Any, labels: list[str] | None, max_length: int
 ) -> dict[str, datasets.Dataset]:
     """The examples of every part, from the cache where they are there."""
-    cache = TokenCache(config.kind, config.columns, processor, names=labels, max_length=config.max_length)
+    cache = TokenCache(config.kind, config.columns, processor, names=labels, max_length=max_length)
     examples: dict[str, datasets.Dataset] = {}
     for part, table in tables.items():
         cached = cache.read(table)
         if cached is None:
             cached = build_examples(
-                config.kind, table, config.columns, processor=processor, names=labels, max_length=config.max_length
+                config.kind, table, config.columns, processor=processor, names=labels, max_length=max_length
             )
             cache.write(table, cached)
         examples[part] = cached

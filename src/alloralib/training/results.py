@@ -75,7 +75,7 @@ def make_record(
         truth = labels(run.parts.test, config.columns.label or "label")
         data |= {"labels": run.labels, "majority": majority_share(truth)}
     return RunRecord(
-        config=config.model_dump(exclude_none=True),
+        config=config.model_dump(exclude_none=True) | {"max_length": run.max_length},
         command=config.command(),
         versions={"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _LIBRARIES if importlib.util.find_spec(name)},

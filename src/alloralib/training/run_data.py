@@ -19,7 +19,9 @@ from ..data.table import Table, read_table
 from ..data.unlabeled import input_columns
 from ..errors import AlloraError, ConfigError, DataError
 from ..evaluation.evaluate import EvaluationData
+from ..evaluation.limits import Limits, check_examples
 from .config import RunConfig
+from .limits import DEFAULT_LENGTH
 
 SENTENCES = (
     "The capital of France is",
@@ -38,17 +40,20 @@ class RunData:
         config: of the run; None for an adapter without a record, which has no data of its own.
         labels: the classes in the order of the logits; None for a language model.
         processor: the tokenizer, or the image processor.
+        limits: what the model can take; None for images.
     """
 
     config: RunConfig | None
     task: Kind
     labels: list[str] | None
     processor: Any
+    limits: Limits | None
 
     @property
     def max_length(self) -> int:
-        """Tokens per row."""
-        return RunConfig.model_fields["max_length"].default if self.config is None else self.config.max_length
+        """Tokens per row: as in training, and no more than the model can take."""
+        length = (None if self.config is None else self.config.max_length) or DEFAULT_LENGTH
+        return length if self.limits is None or self.limits.positions is None else min(length, self.limits.positions)
 
     def columns(self, data: str | None, given: Mapping[str, str]) -> Columns:
         """The column of every part of a row: as given, else as the registered set or the run has it."""
@@ -141,4 +146,6 @@ class RunData:
 
     def _prepared(self, table: Table, columns: Columns, labels: list[str] | None) -> EvaluationData:
         examples = build_examples(self.task, table, columns, processor=self.processor, names=labels, max_length=self.max_length)
+        if self.limits is not None:
+            check_examples(examples, self.limits, self.processor, table.where)
         return EvaluationData(self.task, table, columns, examples, collator(self.task, self.processor), labels)

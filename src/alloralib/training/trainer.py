@@ -5,22 +5,24 @@ What differs from transformers' Trainer:
 - Batches hold rows of similar length, in an order that depends on the data seed alone (batches.py).
 - Blocks of the model do not see padding (packing.py), and a language model makes no logits where nothing is trained
   (evaluation/next_token.py).
-- The loss is the mean over the trained tokens, or rows, of the whole optimizer step, over gradient accumulation and
-  processes.
+- The loss is the mean over the trained tokens (language models) or rows (classifiers) of the whole optimizer step: over
+  gradient accumulation and processes, also where the last batches of an epoch are smaller or fewer.
 - Checkpoints hold no pickle and restore a run bit by bit (state.py); validation uses this package's metrics.
 - A NaN or infinite loss or gradient stops the run and names the rows.
 
 Private API used here, checked on transformers 5.23: the Trainer's `_run_epoch`, `_get_train_sampler`, `_clip_grad_norm`,
 `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler`, `_load_rng_state`, `_load_callback_state`,
-`_prepare_inputs` and `_loss_shifts_labels`.
+`_prepare_inputs`, `_track_num_input_tokens` and `_loss_shifts_labels`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
@@ -28,7 +30,7 @@ from ..adapters.methods import optimizer_groups
 from ..adapters.monitor import layer_states, summary
 from ..data.examples import Collate
 from ..errors import TrainingError
-from ..evaluation.next_token import score_next_tokens, takes
+from ..evaluation.next_token import IGNORED, score_next_tokens, takes
 from .arguments import training_arguments
 from .batches import BucketBatches, lengths_of
 from .callbacks import Progress, ValidateAndSave
@@ -70,14 +72,20 @@ class RunTrainer(Trainer):
             optimizers=(optimizer, None),  # pyright: ignore[reportArgumentType] (a scheduler is optional too)
         )
         self.remove_callback(PrinterCallback)
-        # With True, the Trainer counts the step's trained tokens for `compute_loss` and leaves the mean to it. Classifiers
-        # give the mean over the rows of their batch, which the Trainer then divides by the accumulation steps.
-        self.model_accepts_loss_kwargs = self._loss_shifts_labels = config.is_language
+        # With True, the Trainer counts the labels of the whole step for `compute_loss`, and leaves the mean to it. The first
+        # label of a language model's row is not counted: nothing comes before it.
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = config.is_language
         self._router_coefficient = _router_coefficient(model) if config.is_language else 0.0
 
     def fit(self) -> None:
         """Train, from the run's checkpoint if it has one."""
         self.train(resume_from_checkpoint=None if self._checkpoint is None else str(self._checkpoint.path))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As transformers', but the warm-up leaves a step: a run of one step would otherwise have a learning rate of 0."""
+        self.args.warmup_steps = min(self.args.get_warmup_steps(num_training_steps), num_training_steps - 1)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def planned_steps(self) -> int:
         """The number of optimizer steps of the run."""
@@ -99,40 +107,49 @@ class RunTrainer(Trainer):
             model: as wrapped for distributed training.
             inputs: the batch on the model's device.
             return_outputs: not supported.
-            num_items_in_batch: of a language model: trained tokens of the whole step; None for those of this batch.
+            num_items_in_batch: trained tokens (of classifiers, rows) of the whole step; None for those of this batch.
 
         Returns:
             a scalar whose sum over accumulation steps, and mean over processes, is the step's loss.
         """
         assert not return_outputs
         inputs = without_padding(self.run.model.get_base_model(), inputs, call=model)
-        if self.run.config.is_language:
-            return self._language_loss(model, inputs, num_items_in_batch)
-        loss = super().compute_loss(model, inputs)
-        if self.args.world_size == 1:
-            return loss
-        # the mean over the rows of all processes, also where the last batch gives them different numbers of rows
-        rows = torch.tensor(float(len(inputs["labels"])), device=self.args.device)
-        return loss * rows / self.accelerator.gather(rows).mean()  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _language_loss(self, model: Any, inputs: dict[str, Any], step_tokens: Tensor | int | None) -> Tensor:
         labels = inputs["labels"]
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        if not self.run.config.is_language:
+            losses = cross_entropy(model(**inputs).logits.float(), labels, reduction="none", ignore_index=IGNORED)
+            return self._mean(losses.sum(), (labels != IGNORED).sum(), num_items_in_batch)
         if takes(self.run.model, "use_cache"):
             inputs["use_cache"] = False
         if self._router_coefficient:
             inputs["output_router_logits"] = True
         scored = score_next_tokens(self.run.model, inputs, labels, call=model)
-        losses = scored.loss
-        tokens = torch.as_tensor(len(losses) if step_tokens is None else step_tokens, device=losses.device)
-        loss = losses.sum() / tokens.clamp(min=1)
-        if step_tokens is not None:
-            loss = loss * self.args.world_size  # the tokens are those of all processes; gradients are averaged over them
+        loss = self._mean(scored.loss.sum(), len(scored.loss), num_items_in_batch)
         if self._router_coefficient:
             # the router's loss is a mean per batch, so it is averaged over the accumulation steps here
-            batches = 1 if step_tokens is None else self.current_gradient_accumulation_steps
+            batches = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
             loss = loss + self._router_coefficient * scored.output.aux_loss / batches
         return loss
+
+    def _mean(self, total: Tensor, own: Tensor | int, step_items: Tensor | int | None) -> Tensor:
+        """This batch's part of the step's mean: its sum of losses over the items of the step, or over its `own`."""
+        items = torch.as_tensor(own if step_items is None else step_items, device=total.device).clamp(min=1)
+        # the items are those of all processes, and gradients are averaged over these
+        return total / items * (1 if step_items is None else self.args.world_size)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The batches of an optimizer step and the number of its items, without rows that another process counts."""
+        return super().get_batch_samples(map(self._without_repeated, epoch_iterator), num_batches, device)
+
+    def _without_repeated(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self._sampler.repeated is None or batch["row"].tolist() != [self._sampler.repeated]:
+            return batch
+        return batch | {"labels": torch.full_like(batch["labels"], IGNORED)}
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        if "attention_mask" in inputs and bool((inputs["labels"] == IGNORED).all()):  # a repeated row
+            inputs = inputs | {"attention_mask": torch.zeros_like(inputs["attention_mask"])}
+        super()._track_num_input_tokens(inputs)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass.
