@@ -94,8 +94,8 @@ def _unfinished(file: str | None, given: dict[str, Any]) -> RunConfig:
     if directory.is_complete:
         from ..records import RECORD_FILE, RunRecord
 
-        return RunConfig.of(RunRecord.read(directory.working / RECORD_FILE).config | {"output_dir": given["output_dir"]})
-    started = RunConfig.of(yaml.safe_load(directory.settings()), str(directory.working))
+        return RunConfig.of_run(RunRecord.read(directory.working / RECORD_FILE).config | {"output_dir": given["output_dir"]})
+    started = RunConfig.of_run(yaml.safe_load(directory.settings()), str(directory.working))
     now = RunConfig.of(started.model_dump(exclude_none=True) | {k: v for k, v in given.items() if k != "overwrite"})
     for name in RunConfig.model_fields:
         if name not in ("output_dir", "overwrite") and getattr(started, name) != getattr(now, name):
