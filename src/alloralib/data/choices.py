@@ -47,7 +47,7 @@ def questions(table: Table, columns: Columns) -> list[Question]:
 
 
 def with_indices(table: Table, columns: Columns) -> Table:
-    """The table with every answer as an index, read in the way that fits the whole column.
+    """The table with choices as lists and every answer as an index, read in the way that fits the whole column.
 
     "1" is the text of a choice if every answer of the column is the text of one of its choices, else an index if that fits
     every answer. A column that no single way fits is read row by row, as `questions` does.
@@ -55,6 +55,7 @@ def with_indices(table: Table, columns: Columns) -> Table:
     Raises:
         DataError: as for `questions`.
     """
+    assert columns.choices is not None
     assert columns.answer is not None
     rows = _readings(table, columns)
     way = next((way for way in range(_WAYS) if all(readings[way] is not None for _, _, readings in rows)), None)
@@ -62,7 +63,8 @@ def with_indices(table: Table, columns: Columns) -> Table:
         readings[way] if way is not None else _first(readings, choices, answer, table.where(row))
         for row, (choices, answer, readings) in enumerate(rows)
     ]
-    return replace(table, columns=table.columns | {columns.answer: found})
+    choices = [list(choices) for choices, _, _ in rows]  # without names, of which a number could be one
+    return replace(table, columns=table.columns | {columns.choices: choices, columns.answer: found})
 
 
 _WAYS = 4
