@@ -15,6 +15,7 @@ from .. import __version__
 from ..errors import AlloraError, ConfigError, Interrupted, did_you_mean
 from ..training.memory import keep_freed_memory
 from . import evaluate, export, generate, inspect, merge, tasks, train
+from .terminal import discard_output, escape_unprintable
 
 VERBS = {
     "train": train,
@@ -25,6 +26,9 @@ VERBS = {
     "inspect": inspect,
     "tasks": tasks,
 }
+
+
+_CLOSED = 128 + 13  # SIGPIPE, which Windows does not have
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,9 +66,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Returns:
-        the exit code: 0 for success, 2 for an `AlloraError`, 128 plus the signal's number for an interruption.
+        the exit code: 0 for success, 2 for an `AlloraError`, 128 plus the signal's number for an interruption, and 141 (as of
+        SIGPIPE) if what reads standard output closed it.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    escape_unprintable()
+    try:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+        return _CLOSED
+
+
+def _run(argv: list[str]) -> int:
     try:
         parser, verbs = build_parser(next((word for word in argv if not word.startswith("-")), None))
         if argv and not argv[0].startswith("-") and argv[0] not in VERBS:

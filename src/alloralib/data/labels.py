@@ -143,7 +143,7 @@ def label_ids(table: Table, column: str, names: list[str]) -> list[int]:
     for row, name in enumerate(found):
         if name not in known:
             rows = found.count(name)
-            what = f"label {name!r} ({rows:,} row{'s' if rows > 1 else ''}) is none of the {len(names)} classes trained on"
+            what = f"label {name!r} is none of the {len(names)} classes trained on ({rows:,} row{'s' if rows > 1 else ''})"
             remedy = f"{did_you_mean(name, names)}; else train on rows of that class too, or remove these"
             raise DataError(what, where=table.where(row), remedy=remedy)
     return [known[name] for name in found]
