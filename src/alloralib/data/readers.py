@@ -80,7 +80,9 @@ def _jsonl_rows(path: Path) -> Rows:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
             what, remedy = "", "write one JSON object per line (a .json file may hold a list of them instead)"
-            if not text.endswith("\n"):
+            if "\r" in text.rstrip():
+                remedy = rf"end the lines with \n: tr '\r' '\n' < {path.name} > rows.jsonl"
+            elif not text.endswith("\n"):
                 what, remedy = "the last line is cut off: ", "download or write the file again, or remove its last line"
             raise DataError(f"{what}not JSON: {_reason(error)}", where=where, remedy=remedy) from None
         yield line, _object(row, text, where)
@@ -93,8 +95,13 @@ def _json_rows(path: Path) -> Rows:
     position = _skip_space(text, 0)
     decoder, number, line, counted = json.JSONDecoder(), 0, 1, 0
     if not text.startswith("[", position):
-        _refuse_columns(text[position:], decoder, path)
-        yield from _jsonl_rows(path)
+        single = _single_object(text[position:], decoder)
+        if single is None:
+            yield from _jsonl_rows(path)
+            return
+        _refuse_columns(single, path)
+        line = 1 + text.count("\n", 0, position)
+        yield line, _object(single, text, f"{path}, row 1 (line {line})")
         return
     while True:
         position = _skip_space(text, position + 1)  # past the bracket or a comma
@@ -124,14 +131,17 @@ def _json_rows(path: Path) -> Rows:
         raise DataError("there is more after the list", where=str(path), remedy="write one list of objects and nothing else")
 
 
-def _refuse_columns(text: str, decoder: json.JSONDecoder, path: Path) -> None:
-    """Raise `DataError` if a file is one JSON object that holds all rows: a list per column, or the rows below a key."""
+def _single_object(text: str, decoder: json.JSONDecoder) -> dict[str, Any] | None:
+    """The object that a text consists of; None if it is anything else."""
     try:
         value, end = decoder.raw_decode(text)
     except (ValueError, RecursionError):
-        return
-    if not isinstance(value, dict) or text[end:].strip():
-        return
+        return None
+    return value if isinstance(value, dict) and not text[end:].strip() else None
+
+
+def _refuse_columns(value: dict[str, Any], path: Path) -> None:
+    """Raise `DataError` if a file is one JSON object that holds all rows: a list per column, or the rows below a key."""
     below = next(
         (name for name, cells in value.items() if _are_rows(cells) and (name in _KEYS_OF_ROWS or len(value) == 1)), None
     )
