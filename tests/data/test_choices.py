@@ -99,6 +99,13 @@ def test_other_answers_are_refused(answer: Any) -> None:
             read(of((COLORS, "A"), (COLORS, answer)), CHOICE)
 
 
+def test_answers_that_count_from_one_are_refused_and_said() -> None:
+    """As in KMMLU. Read from 0, every answer would be the next choice."""
+    for last in (3, "3"):
+        with pytest.raises(DataError, match=r"row 2 .*none of the 3 choices[\s\S]*these answers seem to count from 1"):
+            with_indices(of((COLORS, 1), (COLORS, last), (COLORS, 2)), CHOICE)
+
+
 def test_the_rows_of_a_csv_file_are_read_as_a_column_in_every_part(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     with path.open("w", newline="") as file:

@@ -105,6 +105,8 @@ def _first(readings: _Readings, choices: tuple[str, ...], answer: Any, where: st
     found = next((index for index in readings if index is not None), None)
     if found is None:
         remedy = "give the text of the right choice, its letter, or its index from 0; "
+        if str(answer).strip() == str(len(choices)):
+            remedy += "these answers seem to count from 1; "
         remedy += did_you_mean(str(answer), [repr(choice)[1:-1] for choice in choices])
         raise DataError(f"the answer {answer!r} is none of the {len(choices)} choices", where=where, remedy=remedy)
     return found
