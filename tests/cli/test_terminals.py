@@ -18,6 +18,7 @@ from alloralib.training.directory import RunDirectory
 from alloralib.training.preflight import _peak_gib
 
 from ..trained import jsonl
+from .commands import refused
 
 PROMPT = "“é” 🙂"
 
@@ -78,6 +79,13 @@ def test_arguments_of_another_locale_are_read_as_utf8() -> None:
     assert typed(half) == typed(PROMPT) == PROMPT
     with pytest.raises(ConfigError, match="not UTF-8"):
         typed("caf\udce9")
+
+
+def test_names_that_the_locale_cannot_spell_are_refused_before_anything_is_done(tmp_path, capsys) -> None:
+    """tokenizers could not write there, and says so only at the end of a run."""
+    half = str(tmp_path / "é").encode().decode("ascii", "surrogateescape")
+    for words in (["train", "--task", "causal-lm", "--model", "x", "--data", "x", "--output-dir", half], ["inspect", half]):
+        refused(words, tmp_path, capsys, r"--(output-dir|adapter): a name that the locale cannot spell[\s\S]*LC_ALL=C.UTF-8")
 
 
 def test_a_reader_that_goes_early_is_no_error(monkeypatch, capsys) -> None:

@@ -79,7 +79,9 @@ def test_too_few_different_rows_cannot_be_split(tables) -> None:
     tables["all"] = Table("x", "0", {"text": ["a", "A ", " a"], "label": ["1", "2", "3"]})
     with pytest.raises(DataError, match=r"1 different example\(s\)"):
         load(held_out="random")
-    with pytest.raises(DataError, match=r"1 examples have several labels, in 3 rows: row 1 \('1'\) and row 2 \('2'\)"):
+    with pytest.raises(
+        DataError, match=r"1 examples have several labels or answers, in 3 rows: row 1 \('1'\) and row 2 \('2'\)"
+    ):
         load()
 
 

@@ -112,7 +112,7 @@ def test_known_duplicates_are_counted() -> None:
     # all but one of its repeated texts have two labels
     parts = load_parts(known.kind, known.columns, data="emotion", data_dir=data_dir())
     assert parts.removed == {"train": 1, "conflicts": 60} | others
-    assert "30 examples have several labels, in 60 rows" in parts.notes[0]
+    assert "30 examples have several labels or answers, in 60 rows" in parts.notes[0]
     old = load_parts(known.kind, known.columns, data="emotion", data_dir=data_dir(), held_out="random")
     assert old.removed == {"train": 1, "conflicts": 30} | others
 

@@ -145,7 +145,7 @@ def test_of_equal_texts_the_most_frequent_label_is_kept_and_none_in_a_tie(tmp_pa
     assert parts.removed["train"] == 1 + 1
     assert len(rows) + 5 == 24
     assert parts.notes[0].startswith(
-        "2 examples have several labels, in 5 rows: row 1 (line 2) ('a') and row 21 (line 22) ('b')"
+        "2 examples have several labels or answers, in 5 rows: row 1 (line 2) ('a') and row 21 (line 22) ('b')"
     )
     assert "; row 2 (line 3) ('b') and row 23 (line 24) ('a'); " in parts.notes[0]
     assert parts.notes[0].endswith("the most frequent label is kept, no row if there is a tie")
@@ -157,7 +157,7 @@ def test_of_equal_texts_the_most_frequent_label_is_kept_and_none_in_a_tie(tmp_pa
 def test_several_labels_of_most_texts_are_refused(tmp_path) -> None:
     data = tmp_path / "pairs.csv"
     data.write_text("text,other,label\n" + "".join(f"premise {i // 3},h{i},{'abc'[i % 3]}\n" for i in range(30)))
-    with pytest.raises(DataError, match=r"10 examples have several labels, in 30 rows[\s\S]*--text-pair-column"):
+    with pytest.raises(DataError, match=r"10 examples have several labels or answers, in 30 rows[\s\S]*--text-pair-column"):
         load(str(data))
     pairs = Columns.of("classification", {"text_pair": "other"})
     assert len(load_parts("classification", pairs, data=str(data)).train) == 27
@@ -171,7 +171,7 @@ def test_a_run_says_what_was_left_out_and_scores_the_rows_it_trained_for(tmp_pat
     }  # fmt: skip
     record = train(RunConfig.of(settings))
     warnings = " | ".join(record.preflight["warnings"])
-    assert "1 examples have several labels, in 2 rows: row 2 (line 3) ('a') and row 42 (line 43) ('b')" in warnings
+    assert "1 examples have several labels or answers, in 2 rows: row 2 (line 3) ('a') and row 42 (line 43) ('b')" in warnings
     assert "no test row has 'rare' of the 3 classes trained on" in warnings
     assert "left out: 2 training rows that have an equal example with another label" in warnings
     assert record.data["removed"]["conflicts"] == 2

@@ -15,7 +15,7 @@ from .. import __version__
 from ..errors import AlloraError, ConfigError, Interrupted, did_you_mean
 from ..training.memory import keep_freed_memory
 from . import evaluate, export, generate, inspect, merge, tasks, train
-from .terminal import discard_output, escape_unprintable
+from .terminal import check_names, discard_output, escape_unprintable
 
 VERBS = {
     "train": train,
@@ -90,6 +90,7 @@ def _run(argv: list[str]) -> int:
             flag = unknown[0].partition("=")[0]
             remedy = did_you_mean(flag, verbs[arguments.verb].flags())
             raise ConfigError(f"unknown argument {flag!r}", where=arguments.verb, remedy=remedy)
+        check_names(vars(arguments))
         keep_freed_memory()
         return VERBS[arguments.verb].run(arguments)
     except Interrupted as error:

@@ -6,9 +6,12 @@ import io
 import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
+
+_REMEDY = "use a UTF-8 locale (LC_ALL=C.UTF-8) or PYTHONUTF8=1"
 
 
 def escape_unprintable() -> None:
@@ -34,13 +37,28 @@ def typed(argument: str) -> str:
     Raises:
         ConfigError: it is no UTF-8.
     """
-    if not any("\udc80" <= character <= "\udcff" for character in argument):
+    if not _has_half_characters(argument):
         return argument
     try:
         return os.fsencode(argument).decode()
     except UnicodeError:
-        what = f"not UTF-8: {argument!a}"
-        raise ConfigError(what, where="the command line", remedy="use a UTF-8 locale, such as LC_ALL=C.UTF-8") from None
+        raise ConfigError(f"not UTF-8: {argument!a}", where="the command line", remedy=_REMEDY) from None
+
+
+def check_names(arguments: Mapping[str, Any]) -> None:
+    """Check the names of files and directories among the arguments of a verb: tokenizers writes only to those in UTF-8.
+
+    Raises:
+        ConfigError: a name that the locale's encoding does not have.
+    """
+    for argument, value in arguments.items():
+        if argument != "system" and isinstance(value, str) and _has_half_characters(value):
+            where = "--" + argument.replace("_", "-")
+            raise ConfigError(f"a name that the locale cannot spell: {value!a}", where=where, remedy=_REMEDY)
+
+
+def _has_half_characters(text: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def discard_output() -> None:

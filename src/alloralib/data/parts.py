@@ -59,7 +59,7 @@ def load_parts(
 
     For classification a share has its share of every class, a class with one row stays in training, and at least one row of
     each class is drawn for `train_rows`. Of equal examples with different labels within train the most frequent label is
-    kept, none if there is a tie.
+    kept, none if there is a tie; of equal questions with different answers the first.
 
     Args:
         data: as for `read_table`, or the name of a registered set.
@@ -108,10 +108,11 @@ def load_parts(
         train = _without(train, keys(train), set(keys(test)), removed, "train/test")
     if validation is not None:
         train = _without(train, keys(train), set(keys(validation)), removed, "train/validation")
-    repeats = find_repeats(kind, train, columns, keep_first=held_out == "random")
+    keep_first = held_out == "random" or columns.label is None
+    repeats = find_repeats(kind, train, columns, keep_first=keep_first)
     removed |= {"train": repeats.repeated, "conflicts": repeats.conflicting}
     if repeats.conflicts:
-        notes.append(_conflicts(train, repeats, refuse=held_out == "stratified"))
+        notes.append(_conflicts(train, repeats, refuse=not keep_first))
     train = train.take(repeats.kept)
 
     shares: list[float] = []
@@ -152,7 +153,7 @@ def _conflicts(table: Table, repeats: Repeats, *, refuse: bool) -> str:
         )
         for group in repeats.conflicts[:_SHOWN]
     )
-    what = f"{len(repeats.conflicts):,} examples have several labels, in {len(rows):,} rows: {shown}"
+    what = f"{len(repeats.conflicts):,} examples have several labels or answers, in {len(rows):,} rows: {shown}"
     if refuse and len(repeats.conflicts) > _MOST_CONFLICTS * repeats.examples:
         remedy = "check --label-column and --text-column, name a second text with --text-pair-column, or give one row per text"
         raise DataError(f"{what}; that is most of the {repeats.examples:,} different ones", where=table.source, remedy=remedy)
