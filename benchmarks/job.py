@@ -61,7 +61,14 @@ def write_rows(name: str, data_dir: Path, directory: Path, train_rows: int, test
 
     known = REGISTRY[name]
     parts = load_parts(
-        known.kind, known.columns, data=name, data_dir=data_dir, train_rows=train_rows, test_rows=test_rows, data_seed=seed
+        known.kind,
+        known.columns,
+        data=name,
+        data_dir=data_dir,
+        train_rows=train_rows,
+        test_rows=test_rows,
+        data_seed=seed,
+        held_out="random",
     )
     directory.mkdir(parents=True, exist_ok=True)
     for part, table, count in (

@@ -109,7 +109,7 @@ def measure(data_dir: Path) -> dict[str, Any]:
         if known.kind == "image-classification":
             continue
         try:
-            parts = load_parts(known.kind, known.columns, data=name, data_dir=data_dir)
+            parts = load_parts(known.kind, known.columns, data=name, data_dir=data_dir, held_out="random")
         except DataError:  # not in the directory, or without training rows
             continue
         for model in TOKENIZERS:

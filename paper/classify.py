@@ -239,7 +239,7 @@ def _rows(
     tokenizer = load_tokenizer(path)
     parts = load_parts(
         "classification", columns, data=name, data_dir=data.registered, validation_share=0.1 if validation else None,
-        validation_rows=validation or None, test_rows=test,
+        validation_rows=validation or None, test_rows=test, held_out="random",
     )  # fmt: skip
     names = label_names(parts.train, "label", REGISTRY[name].labels)
     tables = {"train": sample(parts.train, train, seed), "test": parts.test} | (

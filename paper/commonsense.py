@@ -64,6 +64,7 @@ def load_tasks(settings: Settings, data: StudyData, seed: int) -> dict[str, Task
             "multiple-choice", REGISTRY[task].columns, data=task, data_dir=data.registered,
             validation_share=settings["validation_share"], train_rows=settings["train_rows"],
             validation_rows=settings["validation_rows"], test_rows=settings["test_rows"], data_seed=seed,
+            held_out="random",
         )
         for task in settings["tasks"]
     }  # fmt: skip

@@ -81,7 +81,7 @@ def load(chosen: Settings, data: StudyData, seed: int) -> tuple[Rows, Rows, Any]
     known = REGISTRY[chosen["data"]]
     parts = load_parts(
         known.kind, known.columns, data=known.name, data_dir=data.root, data_seed=seed, evaluation_seed=seed,
-        train_rows=chosen["train_rows"], test_rows=chosen["test_rows"],
+        train_rows=chosen["train_rows"], test_rows=chosen["test_rows"], held_out="random",
     )  # fmt: skip
     assert known.columns.text is not None
     assert known.columns.label is not None

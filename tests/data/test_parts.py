@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alloralib.data import parts as module
-from alloralib.data.duplicates import example_keys, normalized
+from alloralib.data.duplicates import example_keys, normalized, row_keys
 from alloralib.data.forms import Columns, Kind
 from alloralib.data.parts import Parts, load_parts, sample
 from alloralib.data.table import Table
@@ -78,6 +78,10 @@ def test_too_few_different_rows_cannot_be_split(tables) -> None:
         load(validation_share=0.5)
     tables["all"] = Table("x", "0", {"text": ["a", "A ", " a"], "label": ["1", "2", "3"]})
     with pytest.raises(DataError, match=r"1 different example\(s\)"):
+        load(held_out="random")
+    with pytest.raises(
+        DataError, match=r"1 examples have several labels or answers, in 3 rows: row 1 \('1'\) and row 2 \('2'\)"
+    ):
         load()
 
 
@@ -87,7 +91,7 @@ def overlapping(tables) -> dict[str, int]:
     tables["all"].columns["text"][5] = "T  3"  # repeats row 3 but for case and space
     tables["validation"] = numbered(6, first=4)  # 4, 6 to 9 are trained on as well (5 is now another)
     tables["test"] = numbered(6, first=8)  # 8 to 13 of train, 8 and 9 of validation
-    return {"train": 1, "train/test": 6, "train/validation": 3, "validation/test": 2, "unlabelled": 0}
+    return {"train": 1, "conflicts": 0, "train/test": 6, "train/validation": 3, "validation/test": 2, "unlabelled": 0}
 
 
 def test_an_example_in_two_parts_is_removed_from_the_earlier_one(tables) -> None:
@@ -129,7 +133,7 @@ def own_key_each(kind: Kind, table: Table, columns: Columns) -> list[str]:
 BREAKAGES = {
     "nothing is taken out of an earlier part": ("parts._without", lambda table, *rest: table),
     "every row is held to be another example": ("parts.example_keys", own_key_each),
-    "repeated rows stay": ("parts.row_keys", own_key_each),
+    "repeated rows stay": ("duplicates.row_keys", own_key_each),
     "case and white space count": ("duplicates.normalized", lambda text: text),
 }
 
@@ -152,7 +156,7 @@ def test_a_share_that_splits_the_rows_of_a_prompt_is_noticed(tables, monkeypatch
 
     check_no_leak("causal-lm", WRITTEN, parts())
     assert parts().removed["train"] == 0, "several completions of a prompt are several rows"
-    monkeypatch.setattr(module, "example_keys", module.row_keys)
+    monkeypatch.setattr(module, "example_keys", row_keys)
     with pytest.raises(AssertionError, match="share examples"):
         check_no_leak("causal-lm", WRITTEN, parts())
 

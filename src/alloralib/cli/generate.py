@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from .arguments import add_json, add_run, check_minimum, open_chosen
+from .terminal import json_line, typed
 
 HELP = "answer prompts with the base and the tuned model"
 DESCRIPTION = """\
@@ -37,15 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Generate, and print both answers to every prompt."""
     check_minimum(arguments, max_new_tokens=1, batch_size=1, seed=0, temperature=0)
-    prompts = arguments.prompt or read_prompts(Path(arguments.prompts))
+    prompts = [typed(prompt) for prompt in arguments.prompt or ()] or read_prompts(Path(arguments.prompts))
     opened = open_chosen(arguments)
     settings = {key: getattr(arguments, key) for key in ("system", "max_new_tokens", "temperature", "seed", "batch_size")}
+    settings["system"] = None if arguments.system is None else typed(arguments.system)
     base = opened.generate(prompts, base=True, **settings)
     tuned = opened.generate(prompts, **settings)
     for texts in zip(prompts, base, tuned, strict=True):
         answer = dict(zip(("prompt", "base", "tuned"), texts, strict=True))
         if arguments.json:
-            print(json.dumps(answer, ensure_ascii=False))
+            print(json_line(answer))
         else:
             for name, text in answer.items():
                 print(name.ljust(_WIDTH) + text.strip().replace("\n", "\n" + " " * _WIDTH))

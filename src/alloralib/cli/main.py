@@ -6,7 +6,6 @@ Private API used here: `_option_string_actions`, where argparse keeps the flags 
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from .. import __version__
 from ..errors import AlloraError, ConfigError, Interrupted, did_you_mean
 from ..training.memory import keep_freed_memory
 from . import evaluate, export, generate, inspect, merge, predict, tasks, train
+from .terminal import check_names, discard_output, escape_unprintable
 
 VERBS = {
     "train": train,
@@ -27,6 +27,9 @@ VERBS = {
     "inspect": inspect,
     "tasks": tasks,
 }
+
+
+_CLOSED = 128 + 13  # SIGPIPE, which Windows does not have
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,9 +67,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Returns:
-        the exit code: 0 for success, 2 for an `AlloraError`, 128 plus the signal's number for an interruption.
+        the exit code: 0 for success, 2 for an `AlloraError`, 128 plus the signal's number for an interruption, and 141 (as of
+        SIGPIPE) if what reads standard output closed it.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    escape_unprintable()
+    try:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+        return _CLOSED
+
+
+def _run(argv: list[str]) -> int:
     try:
         parser, verbs = build_parser(next((word for word in argv if not word.startswith("-")), None))
         if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
@@ -76,17 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             flag = unknown[0].partition("=")[0]
             remedy = did_you_mean(flag, verbs[arguments.verb].flags())
             raise ConfigError(f"unknown argument {flag!r}", where=arguments.verb, remedy=remedy)
+        check_names(vars(arguments))
         keep_freed_memory()
-        code = VERBS[arguments.verb].run(arguments)
-        sys.stdout.flush()  # here, where a closed pipe is handled
-        return code
-    except BrokenPipeError:
-        try:
-            print(flush=True)  # what failed may have been another pipe
-        except BrokenPipeError:  # the reader of standard output has ended, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at its end
-            return 128 + 13  # of SIGPIPE, as a shell reports it; Windows does not have it
-        raise
+        return VERBS[arguments.verb].run(arguments)
     except Interrupted as error:
         print(f"allora: {error}", file=sys.stderr)
         return 128 + error.signal

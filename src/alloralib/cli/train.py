@@ -95,8 +95,8 @@ def _unfinished(file: str | None, given: dict[str, Any]) -> RunConfig:
     if directory.is_complete:
         from ..records import RECORD_FILE, RunRecord
 
-        return RunConfig.of(RunRecord.read(directory.working / RECORD_FILE).config | {"output_dir": given["output_dir"]})
-    started = RunConfig.of(yaml.safe_load(directory.settings()), str(directory.working))
+        return RunConfig.of_run(RunRecord.read(directory.working / RECORD_FILE).config | {"output_dir": given["output_dir"]})
+    started = RunConfig.of_run(yaml.safe_load(directory.settings()), str(directory.working))
     now = RunConfig.of(started.model_dump(exclude_none=True) | {k: v for k, v in given.items() if k != "overwrite"})
     free = ("output_dir", "overwrite", *(["model"] if knows_base(directory.checkpoints) else []))
     for name in RunConfig.model_fields:

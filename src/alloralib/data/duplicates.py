@@ -7,11 +7,14 @@ count. White space and case are ignored: uncased tokenizers do not see them, and
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import dataclass
 
 from .chat import conversations
 from .choices import questions
 from .forms import Columns, Kind
 from .images import content_key, image_sources
+from .labels import labels
 from .table import Table
 
 
@@ -63,6 +66,69 @@ def row_keys(kind: Kind, table: Table, columns: Columns) -> list[str]:
     else:
         return keys
     return [_key(key, answer) for key, answer in zip(keys, answers, strict=True)]
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """The rows of a table that say the same as another one, or the same of another class.
+
+    Attributes:
+        kept: rows to keep, in their order.
+        repeated: how many others say the same as a row that is kept.
+        conflicting: how many others have another answer than their example's rows that are kept, or are in a tie.
+        conflicts: the rows of every example with several answers.
+        examples: the number of different examples.
+        answers: (N,), of every row; empty for tasks in which an example may have several answers.
+        rule: which rows of `conflicts` are kept, in words.
+    """
+
+    kept: list[int]
+    repeated: int
+    conflicting: int
+    conflicts: list[list[int]]
+    examples: int
+    answers: list[str]
+    rule: str
+
+
+def find_repeats(kind: Kind, table: Table, columns: Columns, *, keep_first: bool = False) -> Repeats:
+    """Find rows of which training needs only one.
+
+    Args:
+        keep_first: of equal examples with different answers keep the first; else one with the most frequent answer, none if
+            several answers are as frequent.
+
+    Raises:
+        DataError: a column or a part of a row is missing or malformed.
+    """
+    groups: dict[str, list[int]] = {}
+    for row, key in enumerate(row_keys(kind, table, columns)):
+        groups.setdefault(key, []).append(row)
+    answers: list[str] = []
+    if kind == "multiple-choice":
+        answers = [question.choices[question.answer] for question in questions(table, columns)]
+    elif columns.label is not None:
+        answers = labels(table, columns.label)
+    kept: list[int] = []
+    conflicts: list[list[int]] = []
+    conflicting = 0
+    for rows in groups.values():
+        first, of_others = rows[0], 0
+        if answers and len(counts := Counter(answers[row] for row in rows)) > 1:
+            conflicts.append(rows)
+            (answer, most), (_, second) = counts.most_common(2)
+            if keep_first:
+                answer = answers[first]
+            elif most == second:
+                conflicting += len(rows)
+                continue
+            first = next(row for row in rows if answers[row] == answer)
+            of_others = len(rows) - counts[answer]
+        kept.append(first)
+        conflicting += of_others
+    rule = "the first is kept" if keep_first else "the most frequent label is kept, no row if there is a tie"
+    repeated = len(table) - len(kept) - conflicting
+    return Repeats(sorted(kept), repeated, conflicting, conflicts, len(groups), answers, rule)
 
 
 def _key(*texts: str) -> str:

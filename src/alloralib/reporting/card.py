@@ -70,7 +70,7 @@ def _about_rows(record: RunRecord) -> str:
     train, test, removed = data["train"], data["test"], sum(data["removed"].values())
     sentences = [
         f"{test['rows']:,} rows of `{test['source']}`. Trained on {train['rows']:,} rows; "
-        f"{removed:,} rows left out as duplicates."
+        f"{removed:,} rows left out (duplicates, conflicting or missing labels)."
     ]
     if record.validation["best_step"] is not None:
         sentences.append(

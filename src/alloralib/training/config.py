@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..data.forms import KINDS, LANGUAGE, PARTS, Columns, Kind
 from ..data.registry import REGISTRY
+from ..data.splitting import HeldOut
 from ..errors import ConfigError, did_you_mean
 from ..ops.family import ApplyTo
 
@@ -22,7 +23,7 @@ Reporter = Literal["tensorboard", "wandb", "trackio"]
 
 _PART_SETTINGS = {
     *("data", "data_dir", "validation_data", "validation_share", "test_data", "test_share"),
-    *("train_rows", "validation_rows", "test_rows", "data_seed", "evaluation_seed"),
+    *("train_rows", "validation_rows", "test_rows", "data_seed", "evaluation_seed", "held_out"),
 }
 _ALL_PARTS = sorted({part for parts in PARTS.values() for part in parts})
 
@@ -55,6 +56,11 @@ class RunConfig(BaseModel):
     validation_share: Share | None = Field(default=None, description="validate on this share of --data instead")
     test_data: str | None = Field(default=None, description="rows for the final score; default: a share of --data")
     test_share: Share | None = Field(default=None, description=f"test on this share of --data instead [{DEFAULT_TEST_SHARE}]")
+    held_out: HeldOut = Field(
+        default="stratified",
+        description="stratified: shares and drawn rows have every class in its share; random: as before 0.3, which also keeps "
+        "the first of equal texts with different labels",
+    )
     train_rows: Positive | None = Field(default=None, description="train on at most this many rows, drawn by --data-seed")
     validation_rows: Positive | None = Field(default=None, description="at most this many, drawn by --evaluation-seed")
     test_rows: Positive | None = Field(default=None, description="at most this many, drawn by --evaluation-seed")
@@ -197,6 +203,11 @@ class RunConfig(BaseModel):
             raise _explained(error.errors()[0], where) from None
         except TypeError as error:
             raise ConfigError(f"keys must be names: {error}", where=where, remedy="write `name: value`") from None
+
+    @classmethod
+    def of_run(cls, settings: dict[str, Any], where: str | None = None) -> RunConfig:
+        """The configuration that a run wrote, into its record or run.yaml. Runs before 0.3 held rows out at random."""
+        return cls.of({"held_out": "random"} | settings, where)
 
     @classmethod
     def load(cls, path: str | Path | None, overrides: dict[str, Any]) -> RunConfig:

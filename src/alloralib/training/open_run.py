@@ -326,7 +326,7 @@ def open_run(
     config = record = None
     if (directory / RECORD_FILE).is_file():
         record = RunRecord.read(directory / RECORD_FILE)
-        config = RunConfig.of(record.config, str(directory / RECORD_FILE))
+        config = RunConfig.of_run(record.config, str(directory / RECORD_FILE))
     kind: Any = task or (config.kind if config else _KIND_OF.get(adapter.get("task_type") or ""))
     if kind is None:
         remedy = f"give its task (--task), one of {', '.join(KINDS)}"

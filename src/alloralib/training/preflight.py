@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import sys
 import time
 from typing import Any
 
+import psutil
 import torch
 
 from ..adapters.targets import adapted_modules
@@ -46,6 +46,7 @@ def preflight(trainer: RunTrainer) -> dict[str, Any]:
         _check_labels(rows, run.model.config.num_labels)
     if config.task == "image-classification":
         check_pixels(trainer.model, rows, run.parts.train.where)
+    warnings += [*run.parts.notes, *_left_out(run.parts.removed)]
     found["data"] = _describe_data(run, warnings)
     _check_tied_weights(run.model, warnings)
     found["cost"] = _measure(trainer, warnings)
@@ -116,6 +117,21 @@ def _check_labels(rows: Any, classes: int) -> None:
     if outside:
         what = f"labels {outside[:5]} are outside 0 ... {classes - 1}, the model's classes"
         raise TrainingError(what, where="preflight", remedy="check the label column")
+
+
+_LEFT_OUT = {  # what `Parts.removed` counts; repeated rows are no reason for a warning
+    "conflicts": "training rows that have an equal example with another label",
+    "train/test": "training rows that are also test rows",
+    "train/validation": "training rows that are also validation rows",
+    "validation/test": "validation rows that are also test rows",
+    "unlabelled": "rows without a label",
+}
+
+
+def _left_out(removed: dict[str, int]) -> list[str]:
+    """How many rows are not used, and why; nothing if all are."""
+    found = [f"{removed[name]:,} {what}" for name, what in _LEFT_OUT.items() if removed[name]]
+    return [f"left out: {', '.join(found)}"] if found else []
 
 
 def _describe_data(run: Run, warnings: list[str]) -> dict[str, Any]:
@@ -241,6 +257,11 @@ def _check_gradients(model: Any, warnings: list[str]) -> None:
 def _peak_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        memory: Any = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 

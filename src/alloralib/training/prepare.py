@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 import torch
 from peft import TaskType, get_peft_model
 from tqdm import tqdm
+from transformers import AutoConfig
 
 from ..adapters.elementwise import fuse_elementwise
 from ..adapters.methods import make_config
 from ..adapters.targets import check_targets
 from ..data.examples import Collate, build_examples, collator
-from ..data.labels import label_names
+from ..data.labels import in_order_of_base, label_names, label_notes
 from ..data.parts import Parts, load_parts
 from ..data.registry import REGISTRY
 from ..data.table import Table
@@ -125,7 +126,11 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     state = RunState({name: _digest(table) for name, table in tables.items()})
     if checkpoint is not None:
         state.restore(checkpoint)
-    labels = None if config.is_language else class_names(config, parts)
+    labels = None
+    if not config.is_language:
+        own = _classes_of(path)
+        labels = class_names(config, parts, own)
+        parts = replace(parts, notes=(*parts.notes, *label_notes(labels, own)))
     examples = _tokenized(config, tables, processor, labels, max_length)
     if limits is not None:
         for part, table in tables.items():
@@ -155,16 +160,29 @@ def tables_of(parts: Parts) -> dict[str, Table]:
     return {"train": parts.train} | validation | {"test": parts.test}
 
 
-def class_names(config: RunConfig, parts: Parts) -> list[str]:
-    """The classes in the order of the logits: as a registered set declares them, else those of the training rows.
+def class_names(config: RunConfig, parts: Parts, base: list[str]) -> list[str]:
+    """The classes in the order of the logits: as a registered set declares them, else those of the training rows in their
+    own order (`data.labels.in_order`); in the base model's order if they are its classes.
+
+    Args:
+        base: the base model's classes in the order of its logits; empty if it has none.
 
     Raises:
         DataError: fewer than two.
     """
     known = REGISTRY.get(config.data)
-    if known is not None and known.labels:
-        return list(known.labels)
-    return label_names(parts.train, config.columns.label or "label")
+    declared = None if known is None else known.labels
+    return in_order_of_base(label_names(parts.train, config.columns.label or "label", declared), base)
+
+
+def _classes_of(path: str) -> list[str]:
+    """The class names in a base model's configuration; empty if it has none or only numbers them (LABEL_0, ...)."""
+    try:
+        names = dict(getattr(AutoConfig.from_pretrained(path), "id2label", None) or {})
+    except (OSError, ValueError, KeyError):  # loading the model says what is wrong
+        return []
+    numbered = all(name == f"LABEL_{index}" for index, name in names.items())
+    return [] if numbered else [str(names[index]) for index in sorted(names)]
 
 
 def _check_machine(config: RunConfig) -> None:

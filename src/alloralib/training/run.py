@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..errors import Interrupted, TrainingError
 from ..records import RECORD_FILE, RunRecord
 from .callbacks import StopOnSignal
@@ -52,6 +54,8 @@ def train(config: RunConfig, *, resume: bool = False, decorate: Decorate | None 
         directory.check_resumable()
     elif main:
         directory.check_free(config.overwrite)
+    if resume and not directory.is_complete:  # a run that an earlier version started goes on with its own rows
+        config = config.model_copy(update={"held_out": RunConfig.of_run(yaml.safe_load(directory.settings())).held_out})
     if resume and directory.is_complete:  # it was stopped just before it was moved into place
         record = RunRecord.read(directory.working / RECORD_FILE)
         if main:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.choices import with_indices
 from ..data.examples import build_examples, collator
 from ..data.forms import Columns, Kind
 from ..data.labels import label_names
@@ -73,10 +74,11 @@ class RunData:
             if split is not None:
                 what = "a split is for a registered set or for the run's own data"
                 raise ConfigError(what, where=data, remedy="leave --split out: all rows of a file are used")
-            return read_table(data)
+            table = read_table(data)
+            return with_indices(table, columns) if self.task == "multiple-choice" else table
         settings: dict[str, Any] = {} if self.config is None else self.config.part_settings()
-        if data is not None:  # a registered set, from the same place as the run's own
-            settings = {"data": data, "data_dir": settings.get("data_dir")}
+        if data is not None:  # a registered set, from the same place as the run's own, cut as the run's own
+            settings = {"data": data} | {name: settings[name] for name in ("data_dir", "held_out") if name in settings}
         rows = getattr(load_parts(self.task, columns, **settings), split or "test")
         if rows is None:
             raise ConfigError(f"there is no part {split!r}", where=settings["data"], remedy="use --split test")
