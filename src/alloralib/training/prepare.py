@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..adapters.elementwise import fuse_elementwise
 from ..adapters.methods import make_config
-from ..adapters.targets import TEXT_HEADS, check_targets, parts_of, trained_whole
+from ..adapters.targets import check_targets, settings_of, trained_whole
 from ..data.examples import Collate, build_examples, collator
 from ..data.labels import label_names
 from ..data.parts import Parts, load_parts
@@ -126,9 +126,8 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     text = config.kind == "classification"
     whole = [] if config.is_language else trained_whole(model, new, text=text)
     check_targets(model, config.target_modules, whole)
-    # PEFT adds the common names of a text classifier's head by itself
-    adapter_config.modules_to_save = [name for name in whole if not (text and name in TEXT_HEADS)] or None
-    adapter_config.exclude_modules = parts_of(model, whole) or None  # without it, older versions of PEFT adapt them, too
+    for name, value in settings_of(model, config.target_modules, whole, text=text).items():
+        setattr(adapter_config, name, value)
     torch.manual_seed(config.adapter_seed)
     model = get_peft_model(model, adapter_config)
     keep_running_statistics(model)
