@@ -144,3 +144,26 @@ def test_a_pooler_that_was_not_saved_is_no_longer_hidden_by_a_seed(runs, tmp_pat
     (run / "record.json").unlink()
     with pytest.raises(ModelError, match=r"random values[\s\S]*train again"):
         open_run(run).predict("film good")
+
+
+@pytest.mark.parametrize("name", ["vit", "convnext", "resnet", "albert"])
+def test_sixteen_bits_and_gradient_checkpointing(runs, name: str, tmp_path, capsys) -> None:
+    """Images come in float32, and the first convolution wants the dtype of its weights."""
+    written = open_run(runs / name / "run").config
+    flags = {"task": written.task, "model": written.model, "data": written.data, "max_steps": 2, "test_share": 0.2}
+    words = command(tmp_path, **flags, target_modules=",".join(written.target_modules) if name == "resnet" else "all-linear")
+    if name != "vit":
+        message = r"does not support gradient checkpointing[\s\S]*leave it out"
+        refused([*words, "--gradient-checkpointing"], tmp_path, capsys, message)
+    assert main([*words, "--dtype", "bfloat16"]) == 0
+    assert config(tmp_path / "run", "model_config/config.json")["dtype"] == "bfloat16"
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "deberta-v2", "albert", "modernbert", "llama"])
+def test_the_number_of_classes_of_an_adapter_of_another_tool(runs, name: str, tmp_path) -> None:
+    """Its head is not simply the last of the modules that were trained whole."""
+    shutil.copytree(runs / name / "run", tmp_path / "adapter")
+    (tmp_path / "adapter" / "record.json").unlink()
+    shutil.rmtree(tmp_path / "adapter" / "model_config")
+    assert open_run(tmp_path / "adapter").labels == ["LABEL_0", "LABEL_1", "LABEL_2"]

@@ -143,7 +143,7 @@ def _images(record: RunRecord) -> list[str]:
     return [
         *_load(record, "AutoModelForImageClassification", "AutoImageProcessor"),
         'images = [Image.new("RGB", (64, 64))]  # or Image.open(file).convert("RGB")',
-        'inputs = processor(images=images, return_tensors="pt")',
+        'inputs = processor(images=images, return_tensors="pt").to(model.dtype)',
         *_CLASSES,
     ]
 

@@ -182,6 +182,8 @@ def load_reported(
                 auto = AutoModelForSequenceClassification
             found = auto.from_pretrained(path, config=config, dtype=dtype, **settings)
     loaded = _reported(*found)
+    if task == "image-classification":  # only some of these models do it themselves
+        loaded.model.register_forward_pre_hook(_cast_pixels, with_kwargs=True)
     lacking = loaded.new if task in LANGUAGE else _lacking_in_the_body(loaded)
     if lacking:
         names = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
@@ -191,6 +193,10 @@ def load_reported(
             remedy="download or save the model again, as the class for its task (language models: with the output layer)",
         )
     return loaded
+
+
+def _cast_pixels(model: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, inputs | {name: value.to(model.dtype) for name, value in inputs.items() if name == "pixel_values"}
 
 
 def _reported(model: Any, report: dict[str, Any]) -> Loaded:

@@ -11,7 +11,6 @@ The commands `allora evaluate`, `generate`, `merge` and `export` are built on it
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import PeftModel
-from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig
 
@@ -39,12 +37,12 @@ from ..export.inspect import read_config, read_weights
 from ..export.merged import export_merged
 from ..export.peft import export_peft
 from ..export.proof import Proof
-from ..records import MODEL_CONFIG, RECORD_FILE, RunRecord
+from ..records import RECORD_FILE, RunRecord
 from .config import RunConfig
+from .descriptions import class_names, kind_of
 from .models import Loaded, load_processor, load_reported, locate_base
 from .run_data import RunData
 
-_KIND_OF = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}
 _DTYPES = ("float32", "bfloat16")
 
 
@@ -292,10 +290,7 @@ def open_run(
     if (directory / RECORD_FILE).is_file():
         record = RunRecord.read(directory / RECORD_FILE)
         config = RunConfig.of(record.config, str(directory / RECORD_FILE))
-    described = _model_config(directory)
-    of_images = any(name.endswith("ForImageClassification") for name in described.get("architectures") or ())
-    known = "image-classification" if of_images else _KIND_OF.get(adapter.get("task_type") or "")
-    kind: Any = task or (config.kind if config else known)
+    kind: Any = task or (config.kind if config else kind_of(directory, adapter))
     if kind is None:
         remedy = f"give its task (--task), one of {', '.join(KINDS)}"
         raise ConfigError("the adapter does not say what it was trained for", where=str(directory), remedy=remedy)
@@ -305,30 +300,8 @@ def open_run(
     base_path = locate_base(base)
     labels = None
     if kind not in LANGUAGE:
-        names = described.get("id2label") or {}
-        labels = record and record.data.get("labels")
-        labels = labels or [names[i] for i in sorted(names, key=int)] or _numbered_labels(weights, directory)
+        labels = (record and record.data.get("labels")) or class_names(directory, weights)
     own = any((directory / name).is_file() for name in ("tokenizer_config.json", "preprocessor_config.json"))
     processor = load_processor(str(directory) if own else base_path, kind)
     weights_dtype = getattr(torch, dtype or (config.dtype if config else "float32"))
     return OpenRun(directory, config, kind, base_path, labels, weights_dtype, processor)
-
-
-def _model_config(directory: Path) -> dict[str, Any]:
-    """What a classifier's adapter says of its model; empty for language models and for adapters of other tools."""
-    file = directory / MODEL_CONFIG / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ModelError(f"damaged ({error})", where=str(file), remedy="restore the file, or delete it") from None
-
-
-def _numbered_labels(weights: dict[str, Tensor], directory: Path) -> list[str]:
-    """LABEL_0, LABEL_1, ...: one per output of the head that was saved with the adapter."""
-    heads = [tensor for key, tensor in weights.items() if key.endswith("weight") and ".lora_" not in key]
-    if not heads:
-        what = "the adapter has no head, so the number of classes is unknown"
-        raise ConfigError(what, where=str(directory), remedy="open the directory of the run")
-    return [f"LABEL_{i}" for i in range(heads[-1].shape[0])]

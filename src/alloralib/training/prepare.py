@@ -122,6 +122,11 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
         pad_token_id=getattr(processor, "pad_token_id", None),
     )  # fmt: skip
     model.name_or_path = public_name(config.model)  # what PEFT writes as the adapter's base
+    if config.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        what = f"{type(model).__name__} does not support gradient checkpointing"
+        raise ConfigError(
+            what, where="--gradient-checkpointing", remedy="leave it out; a smaller --batch-size needs less memory"
+        )
     base_parameters = sum(p.numel() for p in model.parameters())
     text = config.kind == "classification"
     whole = [] if config.is_language else trained_whole(model, new, text=text)
