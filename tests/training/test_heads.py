@@ -167,3 +167,13 @@ def test_the_number_of_classes_of_an_adapter_of_another_tool(runs, name: str, tm
     (tmp_path / "adapter" / "record.json").unlink()
     shutil.rmtree(tmp_path / "adapter" / "model_config")
     assert open_run(tmp_path / "adapter").labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert", "gpt2", "swin", "convnext", "resnet", "levit"])
+def test_the_reloaded_run_gives_the_metrics_that_training_ended_with(runs, name: str) -> None:
+    """Nothing else moved while training, such as the running statistics of batch normalization."""
+    run = open_run(runs / name / "run")
+    recorded = config(runs / name / "run", "record.json")["metrics"]
+    found = run.evaluate()
+    for evaluation, when in ((found.base, "before"), (found.tuned, "after")):
+        assert evaluation.metrics["loss"] == pytest.approx(recorded[when]["loss"], rel=1e-5)
