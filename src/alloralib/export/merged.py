@@ -8,8 +8,10 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import LoraLayer
+from torch import nn
 
+from ..adapters.targets import embeddings_of
 from ..files import staged
 from .proof import Batch, Load, Proof, Trained, check_mergeable, load_adapter, logits
 
@@ -52,8 +54,10 @@ def export_merged(
 def merge(model: PeftModel) -> Any:
     """The base model with W + BA in place of W, without any trace of PEFT.
 
-    The sum is formed in float32, layer by layer, and rounded once to the dtype of W. (PEFT would round BA and then the sum.)
+    Embeddings that share their weight with the output layer get a weight of their own if either of the two is adapted. The sum
+    is formed in float32, layer by layer, and rounded once to the dtype of W. (PEFT would round BA and then the sum.)
     """
+    _untie_adapted(model)
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
         base = layer.get_base_layer()
@@ -74,3 +78,15 @@ def round_weights(model: Any, dtype: torch.dtype, stored: Mapping[str, torch.dty
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if value.is_floating_point():
             value.data = value.data.to(stored.get(name, dtype))
+
+
+def _untie_adapted(model: PeftModel) -> None:
+    base: Any = model.get_base_model()
+    inputs, outputs = embeddings_of(base)
+    if not any(isinstance(module, LoraLayer) for module in (inputs, outputs)):
+        return
+    source, target = (cast(Any, m.get_base_layer() if isinstance(m, LoraLayer) else m) for m in (inputs, outputs))
+    if target is None or source.weight is not target.weight:
+        return
+    target.weight = nn.Parameter(target.weight.detach().clone(), requires_grad=False)
+    base.config.get_text_config().tie_word_embeddings = base.config.tie_word_embeddings = False

@@ -18,6 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from ..adapters.sidecar import SIDECAR
 from ..adapters.stock import shortened
 from ..files import staged
+from ..records import MODEL_CONFIG
 from .proof import Batch, Load, Proof, Trained, check_mergeable, load_adapter, logits
 from .readers import changes_base
 
@@ -44,6 +45,8 @@ def copy_adapter(adapter: Path, target: Path, load_base: Load) -> None:
     for name in (SIDECAR, "README.md"):
         if (adapter / name).is_file():
             shutil.copyfile(adapter / name, target / name)
+    if (adapter / MODEL_CONFIG).is_dir():
+        shutil.copytree(adapter / MODEL_CONFIG, target / MODEL_CONFIG)
     content = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     if changes_base(content):
         content = _write_plain_lora(adapter, target, load_base)

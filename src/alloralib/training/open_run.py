@@ -23,14 +23,13 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig
 
 from ..adapters.sidecar import read_base
 from ..data.forms import KINDS, LANGUAGE, Columns, Kind
 from ..data.table import Table
-from ..errors import ConfigError, MergeError, did_you_mean
+from ..errors import ConfigError, MergeError, ModelError, did_you_mean
 from ..evaluation.batching import Progress, no_progress
 from ..evaluation.evaluate import evaluate_examples
 from ..evaluation.generation import Prompt, generate_answers
@@ -46,11 +45,11 @@ from ..export.proof import Proof, load_adapter
 from ..records import RECORD_FILE, RunRecord
 from .base_identity import BaseIdentity, check_base, stored_dtype, stored_dtypes
 from .config import RunConfig
+from .descriptions import class_names, kind_of
 from .limits import fit_tokenizer, read_limits
-from .models import load_model, load_processor, locate
+from .models import Loaded, load_processor, load_reported, locate_base
 from .run_data import RunData
 
-_KIND_OF = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}
 _DTYPES = ("float32", "bfloat16")
 _MERGED_DTYPES = ("float32", "bfloat16", "float16")
 
@@ -108,31 +107,50 @@ class OpenRun:
         Raises:
             ModelError: the base is not the one that the adapter was trained on.
         """
-        model = load_adapter(self.base(), self.directory)
+        # what is new has the values that training began with, so that the base is evaluated as the run evaluated it
+        loaded = self._load(self.dtype, seed=0 if self.config is None else self.config.adapter_seed)
+        self._check_saved(loaded.new)
+        try:
+            model = load_adapter(loaded.model, self.directory)
+        except KeyError as error:  # a module that is trained whole
+            what = f"the adapter's weights are damaged: there is no {error.args[0]}"
+            raise ModelError(what, where=str(self.directory), remedy="copy it again from where it was trained") from None
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def base(self) -> Any:
-        """Load the base model without the adapter. Each call loads it again; a new head gets the same values each time.
+        """Load the base model without the adapter. Each call loads it again; a new head has other values each time.
 
         Raises:
             ModelError: it is not the one that the adapter was trained on.
         """
-        return self._load(self.dtype)
+        return self._load(self.dtype).model
 
-    def _load(self, dtype: torch.dtype) -> Any:
+    def _load(self, dtype: torch.dtype, *, seed: int | None = None) -> Loaded:
+        """The base; what its file lacks is drawn from the seed, or with None from one that nobody can know."""
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0 if self.config is None else self.config.adapter_seed)
-            model = load_model(
+            torch.default_generator.seed() if seed is None else torch.default_generator.manual_seed(seed)
+            loaded = load_reported(
                 self.base_path, task=self.task, labels=self.labels, dtype=dtype,
                 pad_token_id=getattr(self.processor, "pad_token_id", None),
             )  # fmt: skip
         _ = self._checked_base
-        return model
+        return loaded
 
     @cached_property
     def _checked_base(self) -> None:
         """Check once that the loaded base is the one that the adapter was trained on."""
         check_base(self.trained_on, self.base_path, str(self.directory), allow_other=self.allow_other_base)
+
+    def _check_saved(self, new: list[str], *, strictly: bool = False) -> None:
+        """Check that the adapter has what the base's file lacks. A run of 0.2.0 may not; there it follows from the seed."""
+        saved = read_weights(self.directory)
+        lost = sorted({name.rpartition(".")[0] for name in new if f"base_model.model.{name}" not in saved})
+        if not lost:
+            return
+        what = f"neither the adapter nor the file of its base has {', '.join(lost)}: the answers depend on random values"
+        if strictly or self.config is None:
+            raise ModelError(what, where=str(self.directory), remedy="train again, with a version that saves them (0.3.0)")
+        print(f"allora: warning: {self.directory}: {what}; they are drawn from the run's seed here", file=sys.stderr)
 
     def evaluate(
         self, data: str | os.PathLike[str] | None = None, *, split: str | None = None,
@@ -265,6 +283,8 @@ class OpenRun:
                 remedy="export the adapter alone (peft), or merge into the model before quantization "
                 "(--model DIR --allow-other-base)",
             )
+        if self.labels is not None:
+            self._check_saved(self._load(self.dtype).new, strictly=True)
         inputs, source = self.data.example_inputs()
         adapter, target = self.directory, Path(output)
         if format == "gguf":
@@ -283,7 +303,7 @@ class OpenRun:
         dtype = dtype or stored_dtype(self.base_path) or self.dtype
         exact = functools.reduce(torch.promote_types, stored.values(), torch.promote_types(dtype, self.dtype))
         return export_merged(
-            self.directory, target, load_base=lambda: self._load(exact), inputs=inputs, tokenizer=self.processor, dtype=dtype,
+            self.directory, target, load_base=lambda: self._load(exact).model, inputs=inputs, tokenizer=self.processor, dtype=dtype,
             stored=stored,
         )  # fmt: skip
 
@@ -327,17 +347,17 @@ def open_run(
     if (directory / RECORD_FILE).is_file():
         record = RunRecord.read(directory / RECORD_FILE)
         config = RunConfig.of_run(record.config, str(directory / RECORD_FILE))
-    kind: Any = task or (config.kind if config else _KIND_OF.get(adapter.get("task_type") or ""))
+    kind: Any = task or (config.kind if config else kind_of(directory, adapter))
     if kind is None:
         remedy = f"give its task (--task), one of {', '.join(KINDS)}"
         raise ConfigError("the adapter does not say what it was trained for", where=str(directory), remedy=remedy)
     base = model or (config.model if config else adapter.get("base_model_name_or_path"))
     if not base:
         raise ConfigError("the adapter does not name its base", where=str(directory), remedy="give the model (--model)")
-    base_path = locate(base)
+    base_path = locate_base(base)
     labels = None
     if kind not in LANGUAGE:
-        labels = (record and record.data.get("labels")) or _numbered_labels(weights, directory)
+        labels = (record and record.data.get("labels")) or class_names(directory, weights)
     own = any((directory / name).is_file() for name in ("tokenizer_config.json", "preprocessor_config.json"))
     processor = load_processor(str(directory) if own else base_path, kind)
     limits = read_limits(base_path, kind, processor)
@@ -346,12 +366,3 @@ def open_run(
     entry = read_base(directory) if record is None else record.model
     identity = BaseIdentity.of(entry, str(directory))
     return OpenRun(directory, config, kind, base_path, labels, weights_dtype, processor, limits, identity, allow_other_base)
-
-
-def _numbered_labels(weights: dict[str, Tensor], directory: Path) -> list[str]:
-    """LABEL_0, LABEL_1, ...: one per output of the head that was saved with the adapter."""
-    heads = [tensor for key, tensor in weights.items() if key.endswith("weight") and ".lora_" not in key]
-    if not heads:
-        what = "the adapter has no head, so the number of classes is unknown"
-        raise ConfigError(what, where=str(directory), remedy="open the directory of the run")
-    return [f"LABEL_{i}" for i in range(heads[-1].shape[0])]
