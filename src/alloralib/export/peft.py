@@ -13,7 +13,7 @@ from ..adapters.sidecar import SIDECAR
 from ..files import staged
 from .proof import Batch, Load, Proof, Trained, check_mergeable, logits
 
-_FILES = ("adapter_config.json", "adapter_model.safetensors", SIDECAR, "README.md")
+_FILES = ("adapter_config.json", "adapter_model.safetensors", SIDECAR, "generation_config.json", "README.md")
 
 
 def export_peft(adapter: Path, output: Path, *, load_base: Load, inputs: Sequence[Batch], tokenizer: Any = None) -> Proof:

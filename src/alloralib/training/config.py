@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..data.forms import KINDS, LANGUAGE, PARTS, Columns, Kind
 from ..data.registry import REGISTRY
@@ -15,6 +16,7 @@ from ..errors import ConfigError, did_you_mean
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+Day = Annotated[str, BeforeValidator(lambda value: date.fromisoformat(str(value)).isoformat())]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 ApplyTo = Literal["gradient", "update"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -68,6 +70,9 @@ class RunConfig(BaseModel):
     messages_column: str | None = Field(default=None, description="column with the conversation, for chat [messages]")
     choices_column: str | None = Field(default=None, description="column with the choices, for multiple-choice [choices]")
     answer_column: str | None = Field(default=None, description="column with the right choice, for multiple-choice [answer]")
+    chat_date: Day | None = Field(
+        default=None, description="day that a chat template with today's date is told, YYYY-MM-DD [the day the run starts]"
+    )
     max_length: Positive = Field(default=512, description="tokens per row; the rest is cut")
 
     method: str = Field(default="allora", description="allora, allora-d, allora-od, asf-lora, lora-x-eta, lora, dora, ...")
@@ -140,6 +145,8 @@ class RunConfig(BaseModel):
             clash = "patience needs validation rows: give --validation-share or --validation-data"
         elif self.evaluate_every is not None and not self.validates:
             clash = "evaluate_every needs validation rows: give --validation-share or --validation-data"
+        elif self.chat_date is not None and self.task != "chat":
+            clash = f"chat_date is for chat templates, and task={self.task} has none: leave --chat-date out"
         elif self.data_dir is not None and self.data not in REGISTRY:
             clash = f"data_dir is for registered sets, and data={self.data!r} is not one: give the file itself as --data"
         if clash:

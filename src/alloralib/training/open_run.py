@@ -26,10 +26,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoConfig
 
+from ..data.conversations import read_prompt
 from ..data.forms import KINDS, LANGUAGE, Kind
+from ..data.templates import set_date
 from ..errors import ConfigError, MergeError, did_you_mean
 from ..evaluation.evaluate import evaluate_examples
-from ..evaluation.generation import Prompt, generate_answers
+from ..evaluation.generation import Prompt, generate_answers, set_end_tokens
 from ..evaluation.metrics import Evaluation
 from ..evaluation.paired import compare_evaluations
 from ..evaluation.scoring import class_logits
@@ -102,13 +104,19 @@ class OpenRun:
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def base(self) -> Any:
-        """Load the base model without the adapter. Each call loads it again; a new head gets the same values each time."""
+        """Load the base model without the adapter. Each call loads it again; a new head gets the same values each time.
+
+        The generation config of a language model lists the tokens with which the tuned model ends its answers.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0 if self.config is None else self.config.adapter_seed)
-            return load_model(
+            model = load_model(
                 self.base_path, task=self.task, labels=self.labels, dtype=self.dtype,
                 pad_token_id=getattr(self.processor, "pad_token_id", None),
             )  # fmt: skip
+        if self.task in LANGUAGE:
+            set_end_tokens(model, self.processor, self.task, self.directory)
+        return model
 
     def evaluate(
         self, data: str | os.PathLike[str] | None = None, *, split: str | None = None,
@@ -153,20 +161,21 @@ class OpenRun:
         """Generate an answer to each prompt.
 
         Args:
-            prompts: texts, or conversations (lists of messages with role and content); a string is one prompt. For task chat
-                a text is a message of the user.
+            prompts: texts, or conversations; a string is one prompt. A conversation is a list of messages with role and
+                content, or a row of data: {"messages": ..., "tools": ..., "system": ...}. For task chat a text is a
+                message of the user.
             system: a system message to put first; for task chat.
             base: answer with the base model, without the adapter.
             max_new_tokens, temperature, seed, batch_size: see `evaluation.generation.generate_answers`.
 
         Raises:
             ConfigError: the model is a classifier, or `system` with a task other than chat.
+            DataError: a malformed conversation, or one that the chat template refuses.
         """
         self.require_language_model()
         prompts = [prompts] if isinstance(prompts, str) else prompts
         if self.task == "chat":
-            first = [] if system is None else [{"role": "system", "content": system}]
-            prompts = [[*first, *([{"role": "user", "content": p}] if isinstance(p, str) else p)] for p in prompts]
+            prompts = [read_prompt(prompt, f"prompt {i}", system) for i, prompt in enumerate(prompts, start=1)]
         elif system is not None:
             remedy = "leave it out, or open the run for task chat (--task chat)"
             raise ConfigError(f"system (--system) has no meaning for task {self.task}", remedy=remedy)
@@ -280,6 +289,8 @@ def open_run(
         labels = (record and record.data.get("labels")) or _numbered_labels(weights, directory)
     own = any((directory / name).is_file() for name in ("tokenizer_config.json", "preprocessor_config.json"))
     processor = load_processor(str(directory) if own else base_path, kind)
+    if config is not None and config.chat_date is not None:
+        set_date(processor, config.chat_date)
     weights_dtype = getattr(torch, dtype or (config.dtype if config else "float32"))
     return OpenRun(directory, config, kind, base_path, labels, weights_dtype, processor)
 

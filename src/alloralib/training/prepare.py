@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ..data.labels import label_names
 from ..data.parts import Parts, load_parts
 from ..data.registry import REGISTRY
 from ..data.table import Table
+from ..data.templates import reads_clock, set_date, shows_date
 from ..data.tokens import TokenCache
 from ..errors import ConfigError
 from ..evaluation.evaluate import EvaluationData, evaluate_examples
@@ -114,6 +116,7 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     state = RunState({name: _digest(table) for name, table in tables.items()})
     if checkpoint is not None:
         state.restore(checkpoint)
+    config = _with_chat_date(config, processor, state)
     labels = None if config.is_language else class_names(config, parts)
     examples = _tokenized(config, tables, processor, labels)
     torch.manual_seed(config.adapter_seed)  # for the new head of a classifier
@@ -168,6 +171,22 @@ def _adapter_config(config: RunConfig) -> Any:
     if config.kind == "image-classification":
         settings |= _IMAGE_HEAD
     return make_config(config.method, **settings, task_type=_TASK_TYPES.get(config.kind, TaskType.CAUSAL_LM))
+
+
+def _with_chat_date(config: RunConfig, processor: Any, state: RunState) -> RunConfig:
+    """The configuration with the day that the chat template is told: as given, that of the resumed run, or today.
+
+    It is fixed, so that the run's rows, its evaluations and its answers all have the same text on any day.
+    """
+    if config.kind != "chat":
+        return config
+    if config.chat_date is None and reads_clock(processor):
+        config = config.model_copy(update={"chat_date": state.chat_date or datetime.date.today().isoformat()})
+    if config.chat_date is not None and not shows_date(processor):
+        raise ConfigError("the model's chat template shows no date", where=config.model, remedy="leave --chat-date out")
+    set_date(processor, config.chat_date)
+    state.chat_date = config.chat_date
+    return config
 
 
 def _load_parts(config: RunConfig) -> Parts:

@@ -11,17 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from ..adapters.methods import DEFAULT_ETA
 from ..data.labels import labels, majority_share
+from ..data.stops import stops
+from ..evaluation.generation import set_end_tokens
 from ..ops.family import METHODS
 from ..records import RECORD_FILE, RunRecord
 from .config import RunConfig
-from .prepare import tables_of
+from .prepare import Run, tables_of
 from .processes import is_main_process
 from .state import trained_weights
 from .trainer import RunTrainer
 
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 PREDICTIONS_FILE = "predictions.jsonl"
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy", "alloralib")
 Decorate = Callable[[RunRecord, Path], None]
@@ -43,6 +47,10 @@ def write_results(trainer: RunTrainer, record: RunRecord, answers: list[dict[str
     # an adapted embedding is frozen like any other weight, but PEFT would save it too
     model.save_pretrained(working, state_dict=weights, save_embedding_layers=False)
     run.processor.save_pretrained(working)
+    if run.config.is_language:
+        base = model.get_base_model()
+        set_end_tokens(base, run.processor, run.config.kind)
+        GenerationConfig(**{name: getattr(base.generation_config, name) for name in _SPECIAL}).save_pretrained(working)
     with (working / PREDICTIONS_FILE).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     if decorate is not None:
@@ -81,7 +89,7 @@ def make_record(
         },
         model={
             "name": config.model, "parameters": run.base_parameters, "class": type(run.model.get_base_model()).__name__
-        },
+        } | _describe_ends(run),
         data=data,
         adapter=_describe_adapter(config, found["adapter"]),
         preflight={key: found[key] for key in ("data", "cost", "warnings")},
@@ -91,6 +99,14 @@ def make_record(
         rule=run.state.rule,
         seconds=seconds | {"train": round(run.state.seconds, 3)},
     )  # fmt: skip
+
+
+def _describe_ends(run: Run) -> dict[str, Any]:
+    """What ends an answer: tokens, or a text for which there is no token."""
+    if not run.config.is_language:
+        return {}
+    tokens, text = stops(run.processor, run.config.kind)
+    return {"end_tokens": {run.processor.convert_ids_to_tokens(token): token for token in tokens}, "end_text": text}
 
 
 def _describe_adapter(config: RunConfig, found: dict[str, Any]) -> dict[str, Any]:
