@@ -124,16 +124,22 @@ ANSWER = CONTENT.filter(str.strip)
 CHATS = st.tuples(st.none() | CONTENT, st.lists(st.tuples(CONTENT, ANSWER), min_size=1, max_size=3), st.none() | CONTENT)
 
 
+@pytest.fixture(scope="module")
+def twins(smollm) -> tuple[ChatEncoder, ChatEncoder]:
+    """By difference, and by markers."""
+    return ChatEncoder(smollm), ChatEncoder(with_template(smollm, MARKED))
+
+
 @settings(max_examples=40)
 @given(chat=CHATS)
-def test_the_difference_equals_the_markers(smollm, chat) -> None:
+def test_the_difference_equals_the_markers(twins, chat) -> None:
     system, turns, last = chat
     messages = talk(
         *([] if system is None else [f"s:{system}"]),
         *(turn for asked, answer in turns for turn in (f"u:{asked}", f"a:{answer}")),
         *([] if last is None else [f"u:{last}"]),
     )
-    by_difference, by_markers = ChatEncoder(smollm), ChatEncoder(with_template(smollm, MARKED))
+    by_difference, by_markers = twins
     assert by_difference.template is None
     assert by_markers.template is not None
     assert by_difference(Conversation(messages), "here") == by_markers(Conversation(messages), "here")
@@ -222,7 +228,7 @@ def test_markers_that_leave_out_the_stop_token_are_not_used(smollm) -> None:
 def test_a_turn_without_a_stop_token_is_trained_to_its_end(smollm) -> None:
     template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-    assert trained(ChatEncoder(with_template(smollm, template)), talk("u:Hi", "a:Yes")) == " Yes\n"
+    assert trained(ChatEncoder(with_template(smollm, template)), talk("u:Hi", "a:Yes")) == "Yes\n"
 
 
 def test_a_template_that_is_not_prefix_preserving_is_refused(smollm) -> None:

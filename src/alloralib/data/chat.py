@@ -5,7 +5,6 @@ Foreign API used here, beside transformers': `trl.chat_template_utils.get_traini
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from ..errors import DataError, ModelError
 from .conversations import Conversation, conversations
 from .table import Table
-from .templates import ChatTemplate, Refused
+from .templates import ChatTemplate, Refused, shared_length
 
 IGNORED = -100
 """The label that torch's cross-entropy ignores."""
@@ -54,9 +53,9 @@ class ChatEncoder:
         self.template: str | None = None
         """The template with markers; None where answers are found by difference."""
         own = tokenizer.get_chat_template()
-        if "generation %}" in own and self._is_usable(lambda talk: self._by_markers(talk, self.chat, "")):
+        if "generation %}" in own and self._is_usable(self.chat, lambda text: self._by_markers(_PROBE, self.chat, text, "")):
             self.template = own
-        elif not self._is_usable(lambda talk: self._by_difference(talk, "")):
+        elif not self._is_usable(self.chat, lambda text: self._by_difference(_PROBE, text, "")):
             self.template = self._template_of_trl(where)
             if self.template is not None:
                 self.chat = ChatTemplate(tokenizer, self.template)
@@ -70,22 +69,30 @@ class ChatEncoder:
         """
         conversation = self.chat.adapted(conversation, where)
         try:
-            self.chat.check(conversation, self.chat.render(conversation))
+            text: str = self.chat.render(conversation)
+            self.chat.check(conversation, text)
             if self.template is None:
-                return self._by_difference(conversation, where)
-            return self._by_markers(conversation, self.chat, where)
+                return self._by_difference(conversation, text, where)
+            return self._by_markers(conversation, self.chat, text, where)
         except Refused as refused:
             raise self.chat.error(conversation, refused, where) from None
 
-    def _by_markers(self, conversation: Conversation, chat: ChatTemplate, where: str) -> Encoded:
+    def _by_markers(self, conversation: Conversation, chat: ChatTemplate, text: str, where: str) -> Encoded:
         marked = chat.render(conversation, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-        text: str = chat.render(conversation)
         places = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        trained = [place for place, mask in zip(places, marked["assistant_masks"], strict=True) if mask]
-        ids, offsets = chat.tokens(conversation, text)
+        mask = marked["assistant_masks"]
+        trained = {place for place, marks in zip(places, mask, strict=True) if marks}
+        ends = chat.prompt_ends(conversation, text)
+        ids, offsets = chat.tokens(text, ends)
         if ids != marked["input_ids"]:
             characters = {i for start, end in trained for i in range(start, end)}
-            trained = [place for place in offsets if not characters.isdisjoint(range(*place))]
+            first = {place for n, place in enumerate(places) if mask[n] and not (n and mask[n - 1])}
+            for (
+                start,
+                end,
+            ) in first:  # one that reaches from a prompt into its answer is now two, of which the second is trained
+                characters -= set(range(start, max([start, *(place for place in ends if place < end)])))
+            trained = {place for place in offsets if not characters.isdisjoint(range(*place))}
         labels = [i if place in trained else IGNORED for i, place in zip(ids, offsets, strict=True)]
         for turn in conversation.untrained:
             start, end = self._place(text, conversation, chat, turn, where)
@@ -95,39 +102,37 @@ class ChatEncoder:
     def _place(self, text: str, conversation: Conversation, chat: ChatTemplate, i: int, where: str) -> tuple[int, int]:
         """Where message i begins and ends in the text of a conversation."""
         before, after = (chat.render(conversation.up_to(n)) if n else "" for n in (i, i + 1))
-        start, end = (len(os.path.commonprefix([part, text])) for part in (before, after))
+        start, end = (shared_length(part, text) for part in (before, after))
         if conversation.messages[i]["content"].strip() not in text[start:end]:
             what = "the place of an answer of weight 0 cannot be told, because the chat template is not prefix-preserving"
             raise ModelError(what, where=where, remedy="give it the weight 1, or remove the row")
         return start, end
 
-    def _by_difference(self, conversation: Conversation, where: str) -> Encoded:
-        text: str = self.chat.render(conversation)
-        ids, offsets = self.chat.tokens(conversation, text)
+    def _by_difference(self, conversation: Conversation, text: str, where: str) -> Encoded:
+        answers = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        prompts = {i: self._prompt(conversation, i, where) for i in answers if i not in conversation.untrained}
+        ids, offsets = self.chat.tokens(text, self.chat.prompt_ends(conversation, text, prompts))
         labels = [IGNORED] * len(ids)
-        for i, message in enumerate(conversation.messages):
-            if message["role"] == "assistant" and i not in conversation.untrained:
-                for t in self._until_the_end(ids, self._span(text, offsets, conversation, i, where)):
-                    labels[t] = ids[t]
+        for i, before in prompts.items():
+            after: str = self.chat.render(conversation.up_to(i + 1))
+            if not (after.startswith(before) and text.startswith(after)):
+                what = "the chat template is not prefix-preserving: it renders earlier messages differently once more follow"
+                raise ModelError(what, where=where, remedy=_MARKERS)
+            span = [t for t, (start, end) in enumerate(offsets) if start < len(after) and end > len(before)]
+            for t in self._until_the_end(ids, span):
+                labels[t] = ids[t]
         return ids, labels
 
-    def _span(
-        self, text: str, offsets: list[tuple[int, int]], conversation: Conversation, i: int, where: str
-    ) -> list[int]:  # fmt: skip
-        """The positions of the tokens of message i, an answer, with what ends it."""
+    def _prompt(self, conversation: Conversation, i: int, where: str) -> str:
+        """The text before message i, an answer."""
         try:
-            before: str = self.chat.render(conversation.up_to(i), add_generation_prompt=True)
+            return self.chat.render(conversation.up_to(i), add_generation_prompt=True)
         except Refused:
             if i > 0:
                 raise
             what = "the conversation begins with an answer, and the chat template cannot ask for one before any message"
             remedy = "put a message of the user first, or give the answer the weight 0"
             raise DataError(what, where=where, remedy=remedy) from None
-        after: str = self.chat.render(conversation.up_to(i + 1))
-        if not (after.startswith(before) and text.startswith(after)):
-            what = "the chat template is not prefix-preserving: it renders earlier messages differently once more follow"
-            raise ModelError(what, where=where, remedy=_MARKERS)
-        return [t for t, (start, end) in enumerate(offsets) if start < len(after) and end > len(before)]
 
     def _until_the_end(self, ids: list[int], span: list[int]) -> list[int]:
         """The span without white space after the token that ends the turn."""
@@ -136,13 +141,13 @@ class ChatEncoder:
             return span
         return span[: last + 1]
 
-    def _is_usable(self, encode: Callable[[Conversation], Encoded]) -> bool:
+    def _is_usable(self, chat: ChatTemplate, encode: Callable[[str], Encoded]) -> bool:
         """Whether a way to encode finds the answers of a small conversation, each to a token that ends a turn.
 
         The last answer is followed by a message, because some templates end a turn only where another begins.
         """
         try:
-            _, labels = encode(_PROBE)
+            _, labels = encode(chat.render(_PROBE))
         except (Refused, ModelError):
             return False
         trained = [i for i in labels if i != IGNORED and self.tokenizer.decode([i]).strip()]
@@ -163,7 +168,7 @@ class ChatEncoder:
         if template is None:
             return None
         chat = ChatTemplate(self.tokenizer, template)
-        return template if self._is_usable(lambda talk: self._by_markers(talk, chat, "")) else None
+        return template if self._is_usable(chat, lambda text: self._by_markers(_PROBE, chat, text, "")) else None
 
 
 def special_tokens_in_text(table: Table, column: str, tokenizer: Any) -> list[str]:

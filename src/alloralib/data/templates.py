@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -64,7 +64,8 @@ class ChatTemplate:
         try:
             text: str = self.render(conversation)
             self.check(conversation, text)
-            return self.tokens(conversation, self.asked(conversation) if prompt else text)
+            text = self.asked(conversation) if prompt else text
+            return self.tokens(text, self.prompt_ends(conversation, text))
         except Refused as refused:
             raise self.error(conversation, refused, where) from None
 
@@ -84,9 +85,15 @@ class ChatTemplate:
 
     def _shared(self, prompt: str, conversation: Conversation) -> str:
         answered = self._renders(replace(conversation, messages=[*conversation.messages, {**_TALK[1], "content": _SENTINEL}]))
-        shared = os.path.commonprefix([prompt, answered or prompt])
-        messages = os.path.commonprefix([prompt, self._renders(conversation) or ""])
-        return shared if len(shared) >= len(messages) else prompt
+        shared = shared_length(prompt, answered or prompt)
+        last = self._tokenize(prompt[:shared]).ids[-1:]
+        if shared < shared_length(prompt, self._renders(conversation) or "") or not self._added.issuperset(last):
+            return prompt  # what they share ends inside the messages, or inside a word
+        return prompt[:shared]
+
+    @cached_property
+    def _added(self) -> set[int]:
+        return {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
 
     @cached_property
     def _asks_more_than_it_writes(self) -> bool:
@@ -94,19 +101,28 @@ class ChatTemplate:
         prompt = self._renders(probe, add_generation_prompt=True)
         return prompt is not None and self._shared(prompt, probe) != prompt
 
-    def tokens(self, conversation: Conversation, text: str) -> Tokens:
-        """The tokens of an adapted conversation's text, in which the prompt of each answer has the tokens that it has alone.
+    def prompt_ends(self, conversation: Conversation, text: str, prompts: Mapping[int, str] | None = None) -> list[int]:
+        """The places in the text of an adapted conversation where the prompts for its answers end.
+
+        Args:
+            prompts: the template's own prompts for answers, by their index, as far as they are known.
+        """
+        known = {} if prompts is None or self._asks_more_than_it_writes else prompts
+        ends: list[int] = []
+        for i, message in enumerate(conversation.messages):
+            if message["role"] == "assistant":
+                prompt = known[i] if i in known else self._asked_or_none(conversation.up_to(i))
+                ends += [len(prompt)] if prompt is not None and text.startswith(prompt) else []
+        return ends
+
+    def tokens(self, text: str, prompt_ends: Sequence[int]) -> Tokens:
+        """The tokens of a text in which each prompt has the tokens that it has alone.
 
         A tokenizer may split the end of a prompt in another way once the answer follows (GPT-2's does with two line ends).
         The model would then be asked with other tokens than it was trained with.
         """
-        ends: list[int] = []
-        for i, message in enumerate(conversation.messages):
-            if message["role"] == "assistant":
-                prompt = self._asked_or_none(conversation.up_to(i))
-                ends += [len(prompt)] if prompt is not None and text.startswith(prompt) else []
         found, done = Tokens([], []), 0
-        for end in [*ends, len(text)]:
+        for end in [*prompt_ends, len(text)]:
             whole = self._tokenize(text[:end])
             if whole.ids[: len(found.ids)] != found.ids:
                 more = self._tokenize_after(text[done:end])
@@ -198,8 +214,7 @@ class ChatTemplate:
             for name, reasoning in _reasoning(conversation.messages[answers[-1]]).items():
                 if reasoning not in text:
                     raise Refused(f"it leaves out the {name} of message {answers[-1] + 1}")
-        named = all(tool["function"]["name"] in text for tool in conversation.tools or ())
-        if not named and self.render(replace(conversation, tools=None)) == text:
+        if conversation.tools and self.render(replace(conversation, tools=None)) == text:
             raise Refused("it does not show tools")
 
     def _shows(self, conversation: Conversation, index: int, changed: Message) -> bool:
@@ -270,6 +285,15 @@ def _reasoning(message: Message) -> dict[str, str]:
     if closed:
         found["<think>"] = thought.rpartition("<think>")[2]
     return {name: text.strip() for name, text in found.items() if text.strip()}
+
+
+def shared_length(one: str, other: str) -> int:
+    """The number of characters that two texts begin with alike.
+
+    >>> shared_length("answer", "another")
+    2
+    """
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 # the day

@@ -102,6 +102,20 @@ def _usage(record: RunRecord) -> list[str]:
         f"model = PeftModel.from_pretrained({auto}.from_pretrained({arguments}), adapter)",
         "```",
     ]
+    if record.model.get("end_tokens"):
+        ends = ", ".join(f"`{token}`" for token in record.model["end_tokens"])
+        lines += [
+            "",
+            f"An answer ends with one of {ends}. `generation_config.json` lists them; a base may not know them all:",
+            "",
+            "```python",
+            "from transformers import GenerationConfig",
+            "",
+            "model.generation_config.eos_token_id = GenerationConfig.from_pretrained(adapter).eos_token_id",
+            "```",
+        ]
+    if record.model.get("end_text", "").strip():
+        lines += ["", f"An answer ends with the text `{record.model['end_text']}`, which is no single token: stop there."]
     if labels is not None:
         lines += ["", "Classes, in the order of the logits: " + ", ".join(labels) + "."]
     return lines
