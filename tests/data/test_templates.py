@@ -261,6 +261,21 @@ def test_a_conversation_that_begins_with_an_answer(smollm) -> None:
     assert spans(tokenizer, ChatEncoder(tokenizer)(greeted, "")) == ["Yes.<|im_end|>"]
 
 
+def test_an_answer_that_the_user_says_too_is_found_in_its_place(smollm) -> None:
+    """Not by searching for its text."""
+    tokenizer = trls(smollm, "qwen2_5")
+    ids, labels = ChatEncoder(tokenizer)(Conversation([user("Say Yes"), answer("Yes"), user("Yes"), answer("Yes")]), "")
+    assert spans(tokenizer, (ids, labels)) == ["Yes<|im_end|>"] * 2
+    assert tokenizer.decode([i for i, label in zip(ids, labels, strict=True) if label == IGNORED]).count("Yes") == 2
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_templates_that_take_no_plain_text_are_refused(smollm, name: str) -> None:
+    """They render nothing of it, or raise."""
+    with pytest.raises(DataError, match=r"row 1: .*(leaves out message 1|has no attribute)"):
+        ChatEncoder(trls(smollm, name))(TALK, "row 1")
+
+
 # special tokens in texts
 
 

@@ -54,14 +54,18 @@ class Conversation:
         return Conversation(self.messages[:count], self.tools)
 
 
-def conversations(table: Table, column: str) -> list[Conversation]:
+def conversations(table: Table, column: str, *, unanswered: bool = False) -> list[Conversation]:
     """The conversation of every row.
 
     If the default column `messages` is missing, ShareGPT's `conversations` is used. The columns `system` and `tools` belong
     to the conversation where they exist.
 
+    Args:
+        unanswered: for a model to answer: without the last message if that is the assistant's, which may be empty.
+
     Raises:
-        DataError: not a conversation, an unknown role, a malformed tool or tool call, or no answer to learn from.
+        DataError: not a conversation, an unknown role, a malformed tool or tool call, or no answer to learn from (no message to
+            answer).
     """
     if column == "messages" and column not in table.columns and "conversations" in table.columns:
         column = "conversations"
@@ -70,7 +74,8 @@ def conversations(table: Table, column: str) -> list[Conversation]:
     found: list[Conversation] = []
     for row, parts in enumerate(zip(cells, systems, tools, strict=True)):
         where = table.where(row)
-        found.append(_learnable(_conversation(*parts, where), where))
+        conversation = _conversation(*parts, where, unanswered=unanswered)
+        found.append(conversation if unanswered else _learnable(conversation, where))
     return found
 
 
@@ -101,7 +106,7 @@ def read_prompt(
     return conversation
 
 
-def _conversation(cell: Any, system: Any, tools: Any, where: str) -> Conversation:
+def _conversation(cell: Any, system: Any, tools: Any, where: str, *, unanswered: bool = False) -> Conversation:
     if isinstance(cell, str):
         text = cell
         try:
@@ -113,6 +118,10 @@ def _conversation(cell: Any, system: Any, tools: Any, where: str) -> Conversatio
         raise DataError(f"expected a list of messages, got {str(cell)[:60]!r}", where=where, remedy=_EXAMPLE)
     if not cell:
         raise DataError("an empty conversation", where=where, remedy="remove the row, or give it messages")
+    if unanswered and ROLES.get(str(cell[-1].get("role") or cell[-1].get("from"))) in ("assistant", "call"):
+        cell = cell[:-1]
+        if not cell:
+            raise DataError("nothing to answer", where=where, remedy="put a message of the user first")
     places = [f"{where}, message {i}" for i in range(1, len(cell) + 1)]
     read = [_message(message, place) for message, place in zip(cell, places, strict=True)]
     first = _system(system, read[0][0], where)
