@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from alloralib.data.chat import IGNORED, ChatEncoder, conversations
+from alloralib.data.chat import IGNORED, ChatEncoder
+from alloralib.data.conversations import Conversation, conversations
 from alloralib.data.examples import build_examples
 from alloralib.data.forms import Columns
 from alloralib.data.table import Table, read_table
@@ -52,7 +53,7 @@ def talk(*turns: str) -> list[dict[str, Any]]:
 
 
 def trained(encoder: ChatEncoder, messages: list[dict[str, Any]]) -> str:
-    _, labels = encoder(messages, "here")
+    _, labels = encoder(Conversation(messages), "here")
     return encoder.tokenizer.decode([label for label in labels if label != IGNORED])
 
 
@@ -66,7 +67,7 @@ EXPECTED = [
 
 @pytest.mark.parametrize("name", ["chat-openai.jsonl", "chat-sharegpt.jsonl", "chat-parts.jsonl", "chat.csv", "chat.parquet"])
 def test_every_format_gives_the_same_conversations(name: str) -> None:
-    assert conversations(read_table(str(FIXTURES / name)), "messages") == EXPECTED
+    assert [c.messages for c in conversations(read_table(str(FIXTURES / name)), "messages")] == EXPECTED
 
 
 def test_reading_changes_nothing_in_the_table() -> None:
@@ -123,19 +124,25 @@ ANSWER = CONTENT.filter(str.strip)
 CHATS = st.tuples(st.none() | CONTENT, st.lists(st.tuples(CONTENT, ANSWER), min_size=1, max_size=3), st.none() | CONTENT)
 
 
+@pytest.fixture(scope="module")
+def twins(smollm) -> tuple[ChatEncoder, ChatEncoder]:
+    """By difference, and by markers."""
+    return ChatEncoder(smollm), ChatEncoder(with_template(smollm, MARKED))
+
+
 @settings(max_examples=40)
 @given(chat=CHATS)
-def test_the_difference_equals_the_markers(smollm, chat) -> None:
+def test_the_difference_equals_the_markers(twins, chat) -> None:
     system, turns, last = chat
     messages = talk(
         *([] if system is None else [f"s:{system}"]),
         *(turn for asked, answer in turns for turn in (f"u:{asked}", f"a:{answer}")),
         *([] if last is None else [f"u:{last}"]),
     )
-    by_difference, by_markers = ChatEncoder(smollm), ChatEncoder(with_template(smollm, MARKED))
+    by_difference, by_markers = twins
     assert by_difference.template is None
     assert by_markers.template is not None
-    assert by_difference(messages, "here") == by_markers(messages, "here")
+    assert by_difference(Conversation(messages), "here") == by_markers(Conversation(messages), "here")
 
 
 def test_trls_trainer_labels_the_same_tokens(smollm, tmp_path) -> None:
@@ -175,7 +182,7 @@ def test_the_difference_trains_what_trls_markers_train(smollm, name: str) -> Non
     assert plain.template is None
     assert marked.template is not None
     for messages in EXPECTED:
-        ours, theirs = (encode(messages, "here") for encode in (plain, marked))
+        ours, theirs = (encode(Conversation(messages), "here") for encode in (plain, marked))
         assert ours[0] == theirs[0]
         more = [b for a, b in zip(ours[1], theirs[1], strict=True) if a != b]
         assert all(label != IGNORED and not smollm.decode([label]).strip() for label in more)
@@ -205,10 +212,10 @@ def test_the_tokens_do_not_depend_on_whether_trl_is_installed(smollm, name: str,
     special = ("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
     template = {"own": smollm.chat_template, "marked": MARKED, "llama3": (FOLDER / "llama3.jinja").read_text()}[name]
     tokenizer = with_template(smollm, template, *special)
-    expected = [ChatEncoder(tokenizer)(messages, "here") for messages in EXPECTED]
+    expected = [ChatEncoder(tokenizer)(Conversation(messages), "here") for messages in EXPECTED]
     monkeypatch.setitem(sys.modules, "trl", None)
     monkeypatch.setitem(sys.modules, "trl.chat_template_utils", None)
-    assert [ChatEncoder(tokenizer)(messages, "here") for messages in EXPECTED] == expected
+    assert [ChatEncoder(tokenizer)(Conversation(messages), "here") for messages in EXPECTED] == expected
 
 
 def test_markers_that_leave_out_the_stop_token_are_not_used(smollm) -> None:
@@ -221,13 +228,13 @@ def test_markers_that_leave_out_the_stop_token_are_not_used(smollm) -> None:
 def test_a_turn_without_a_stop_token_is_trained_to_its_end(smollm) -> None:
     template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-    assert trained(ChatEncoder(with_template(smollm, template)), talk("u:Hi", "a:Yes")) == " Yes\n"
+    assert trained(ChatEncoder(with_template(smollm, template)), talk("u:Hi", "a:Yes")) == "Yes\n"
 
 
 def test_a_template_that_is_not_prefix_preserving_is_refused(smollm) -> None:
     template = "{{ messages | length }}" + MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     with pytest.raises(ModelError, match=r"not prefix-preserving[\s\S]*generation"):
-        ChatEncoder(with_template(smollm, template))(EXPECTED[0], "here")
+        ChatEncoder(with_template(smollm, template))(Conversation(EXPECTED[0]), "here")
 
 
 def test_a_row_on_which_the_template_is_not_prefix_preserving_is_refused(smollm) -> None:
@@ -237,7 +244,7 @@ def test_a_row_on_which_the_template_is_not_prefix_preserving_is_refused(smollm)
     encoder = ChatEncoder(with_template(smollm, template))
     assert encoder.template is None
     with pytest.raises(ModelError, match=r"row 1: the chat template is not prefix-preserving"):
-        encoder(EXPECTED[0], "row 1")
+        encoder(Conversation(EXPECTED[0]), "row 1")
 
 
 def test_a_tokenizer_without_a_template_is_refused(smollm) -> None:

@@ -107,7 +107,7 @@ def test_float16_on_a_cpu(settings) -> None:
 
 def test_no_trained_token() -> None:
     with pytest.raises(TrainingError, match="no token of any row is trained"):
-        preflight._check_trained_tokens({"labels": [[-100, -100], [-100]]}, None, [])
+        preflight._check_trained_tokens({"labels": [[-100, -100], [-100]]}, None, [], "causal-lm")
 
 
 def test_labels_out_of_range() -> None:

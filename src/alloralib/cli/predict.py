@@ -167,7 +167,7 @@ def _check(arguments: argparse.Namespace, source: Unlabeled, columns: Columns) -
         if len(full):
             check_inputs(full, columns)
             if columns.messages is not None:
-                unanswered(full, columns)
+                unanswered("chat", full, columns)
         rows, skipped = rows + len(full), skipped + len(table) - len(full)
     if rows == 0:
         raise DataError("no row has a text", where=source.source, remedy="give other rows, or name their column")
@@ -202,7 +202,7 @@ def _predict(
             if generates:
                 assert table.rows is not None
                 settings["seed"] = first_seed + table.rows[0]  # or equal prompts would be answered alike in all chunks
-                predicted: list[Any] = opened.generate(unanswered(table, columns), **settings)
+                predicted: list[Any] = opened.generate(unanswered(opened.task, table, columns), **settings)
             else:
                 predicted = opened.predict_table(table, columns, **settings)
         except DataError as error:

@@ -1,97 +1,25 @@
-"""Conversations: how they are read, and which of their tokens are trained (the assistant's answers and what ends each).
+"""Conversations as tokens, and which of them are trained (the assistant's answers and what ends each).
 
 Foreign API used here, beside transformers': `trl.chat_template_utils.get_training_chat_template` (TRL 1.15 and 1.16, optional).
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable
 from typing import Any
 
-from jinja2 import TemplateError
-
-from ..errors import DataError, ModelError, did_you_mean
-from .readers import refuse_half_characters
+from ..errors import DataError, ModelError
+from .conversations import Conversation, conversations
 from .table import Table
+from .templates import ChatTemplate, Refused, shared_length
 
 IGNORED = -100
 """The label that torch's cross-entropy ignores."""
 
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "tool": "tool",
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
-}
-"""Role names found in data sets, and the names that chat templates know."""
-
-_SHAREGPT = {"from": "role", "value": "content"}
-_EXAMPLE = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 _MARKERS = "give the tokenizer a template with {% generation %} markers around the assistant's answers"
 
-Message = dict[str, Any]
 Encoded = tuple[list[int], list[int]]  # token ids and labels, (T,) each
-
-
-def conversations(table: Table, column: str, *, unanswered: bool = False) -> list[list[Message]]:
-    """The conversation of every row in OpenAI's format: a list of messages with `role` and `content`.
-
-    Accepted are lists of {"role", "content"} (OpenAI) and of {"from", "value"} (ShareGPT), written as JSON in a CSV cell.
-    A content may be a list of text parts. If the default column `messages` is missing, ShareGPT's `conversations` is used.
-
-    Args:
-        unanswered: for a model to answer: without the last message if that is the assistant's, which may be empty.
-
-    Raises:
-        DataError: not a conversation, an unknown role, or no message of the assistant to learn from (of the others to answer).
-    """
-    if column == "messages" and column not in table.columns and "conversations" in table.columns:
-        column = "conversations"
-    cells = table.column(column, "messages-column")
-    return [_conversation(cell, table.where(row), unanswered) for row, cell in enumerate(cells)]
-
-
-def _conversation(cell: Any, where: str, unanswered: bool) -> list[Message]:
-    if isinstance(cell, str):
-        text = cell
-        try:
-            cell = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"the conversation is not JSON: {error}", where=where, remedy=_EXAMPLE) from None
-        refuse_half_characters(cell, text, where)
-    if not isinstance(cell, list) or not all(isinstance(message, dict) for message in cell):
-        raise DataError(f"expected a list of messages, got {str(cell)[:60]!r}", where=where, remedy=_EXAMPLE)
-    if not cell:
-        raise DataError("an empty conversation", where=where, remedy="remove the row, or give it messages")
-    if unanswered and ROLES.get(str(cell[-1].get("role") or cell[-1].get("from"))) == "assistant":
-        cell = cell[:-1]
-        if not cell:
-            raise DataError("nothing to answer", where=where, remedy="put a message of the user first")
-    messages = [_message(message, f"{where}, message {i}") for i, message in enumerate(cell, start=1)]
-    if not unanswered and not any(message["role"] == "assistant" for message in messages):
-        remedy = "remove the row; for plain text use --task causal-lm"
-        raise DataError("no message of the assistant, so nothing to learn", where=where, remedy=remedy)
-    return messages
-
-
-def _message(written: Message, where: str) -> Message:
-    # Parquet gives every message every key of the column, None where the message has no such key
-    message = {_SHAREGPT.get(key, key): value for key, value in written.items() if value is not None}
-    role = message.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise DataError(f"unknown role {role!r}", where=where, remedy=did_you_mean(str(role), ROLES))
-    content = message.get("content", "")
-    if isinstance(content, list):
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise DataError("a part of the content is not text", where=where, remedy="remove it: chat is trained on text only")
-        content = "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        raise DataError(f"the content is not text but {str(content)[:60]!r}", where=where, remedy=_EXAMPLE)
-    if not content.strip() and ROLES[role] == "assistant" and not message.get("tool_calls"):
-        raise DataError("the assistant's message is empty", where=where, remedy="remove the row, or give the answer")
-    return message | {"role": ROLES[role], "content": content}
 
 
 class ChatEncoder:
@@ -115,62 +43,96 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Any) -> None:
         where = tokenizer.name_or_path or None
-        if not tokenizer.chat_template:
-            remedy = "use an instruction-tuned model, or --task causal-lm with --prompt-column and --completion-column"
-            raise ModelError("the tokenizer has no chat template", where=where, remedy=remedy)
+        self.tokenizer = tokenizer
+        self.chat = ChatTemplate(tokenizer)
+        """What renders the conversations."""
         if not tokenizer.is_fast:
             what = "a slow tokenizer, which does not report the position of each token in the text"
             raise ModelError(what, where=where, remedy="use a model with a fast tokenizer (tokenizer.json)")
-        self.tokenizer = tokenizer
         self._ends = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
         self.template: str | None = None
         """The template with markers; None where answers are found by difference."""
         own = tokenizer.get_chat_template()
-        if "generation %}" in own and self._is_usable(lambda messages: self._by_markers(messages, own)):
+        if "generation %}" in own and self._is_usable(self.chat, lambda text: self._by_markers(_PROBE, self.chat, text, "")):
             self.template = own
-        elif not self._is_usable(lambda messages: self._by_difference(messages, "")):
+        elif not self._is_usable(self.chat, lambda text: self._by_difference(_PROBE, text, "")):
             self.template = self._template_of_trl(where)
+            if self.template is not None:
+                self.chat = ChatTemplate(tokenizer, self.template)
 
-    def __call__(self, messages: list[Message], where: str) -> Encoded:
+    def __call__(self, conversation: Conversation, where: str) -> Encoded:
         """Token ids and labels of a conversation, (T,) each. A label is the token's id where it is trained, else -100.
 
         Raises:
-            DataError: the template refuses the conversation.
+            DataError: the template refuses the conversation, or leaves out a part of it.
             ModelError: the template is not prefix-preserving on this conversation.
         """
+        conversation = self.chat.adapted(conversation, where)
         try:
+            text: str = self.chat.render(conversation)
+            self.chat.check(conversation, text)
             if self.template is None:
-                return self._by_difference(messages, where)
-            return self._by_markers(messages, self.template)
-        except TemplateError as error:
-            remedy = "correct the order of the roles, or remove the row"
-            raise DataError(f"the chat template refuses the conversation: {error}", where=where, remedy=remedy) from None
+                return self._by_difference(conversation, text, where)
+            return self._by_markers(conversation, self.chat, text, where)
+        except Refused as refused:
+            raise self.chat.error(conversation, refused, where) from None
 
-    def _by_markers(self, messages: list[Message], template: str) -> Encoded:
-        encoded = self.tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, chat_template=template
-        )
-        ids, mask = list(encoded["input_ids"]), encoded["assistant_masks"]
-        return ids, [i if trained else IGNORED for i, trained in zip(ids, mask, strict=True)]
+    def _by_markers(self, conversation: Conversation, chat: ChatTemplate, text: str, where: str) -> Encoded:
+        marked = chat.render(conversation, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        places = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        mask = marked["assistant_masks"]
+        trained = {place for place, marks in zip(places, mask, strict=True) if marks}
+        ends = chat.prompt_ends(conversation, text)
+        ids, offsets = chat.tokens(text, ends)
+        if ids != marked["input_ids"]:
+            characters = {i for start, end in trained for i in range(start, end)}
+            first = {place for n, place in enumerate(places) if mask[n] and not (n and mask[n - 1])}
+            for (
+                start,
+                end,
+            ) in first:  # one that reaches from a prompt into its answer is now two, of which the second is trained
+                characters -= set(range(start, max([start, *(place for place in ends if place < end)])))
+            trained = {place for place in offsets if not characters.isdisjoint(range(*place))}
+        labels = [i if place in trained else IGNORED for i, place in zip(ids, offsets, strict=True)]
+        for turn in conversation.untrained:
+            start, end = self._place(text, conversation, chat, turn, where)
+            labels = [IGNORED if a < end and b > start else i for i, (a, b) in zip(labels, offsets, strict=True)]
+        return ids, labels
 
-    def _by_difference(self, messages: list[Message], where: str) -> Encoded:
-        text = self._render(messages)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    def _place(self, text: str, conversation: Conversation, chat: ChatTemplate, i: int, where: str) -> tuple[int, int]:
+        """Where message i begins and ends in the text of a conversation."""
+        before, after = (chat.render(conversation.up_to(n)) if n else "" for n in (i, i + 1))
+        start, end = (shared_length(part, text) for part in (before, after))
+        if conversation.messages[i]["content"].strip() not in text[start:end]:
+            what = "the place of an answer of weight 0 cannot be told, because the chat template is not prefix-preserving"
+            raise ModelError(what, where=where, remedy="give it the weight 1, or remove the row")
+        return start, end
+
+    def _by_difference(self, conversation: Conversation, text: str, where: str) -> Encoded:
+        answers = [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        prompts = {i: self._prompt(conversation, i, where) for i in answers if i not in conversation.untrained}
+        ids, offsets = self.chat.tokens(text, self.chat.prompt_ends(conversation, text, prompts))
         labels = [IGNORED] * len(ids)
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self._render(messages[:i], add_generation_prompt=True)
-            after = self._render(messages[: i + 1])
+        for i, before in prompts.items():
+            after: str = self.chat.render(conversation.up_to(i + 1))
             if not (after.startswith(before) and text.startswith(after)):
                 what = "the chat template is not prefix-preserving: it renders earlier messages differently once more follow"
                 raise ModelError(what, where=where, remedy=_MARKERS)
-            # a token that starts before the answer and reaches into it is trained, as it is with markers
             span = [t for t, (start, end) in enumerate(offsets) if start < len(after) and end > len(before)]
             for t in self._until_the_end(ids, span):
                 labels[t] = ids[t]
         return ids, labels
+
+    def _prompt(self, conversation: Conversation, i: int, where: str) -> str:
+        """The text before message i, an answer."""
+        try:
+            return self.chat.render(conversation.up_to(i), add_generation_prompt=True)
+        except Refused:
+            if i > 0:
+                raise
+            what = "the conversation begins with an answer, and the chat template cannot ask for one before any message"
+            remedy = "put a message of the user first, or give the answer the weight 0"
+            raise DataError(what, where=where, remedy=remedy) from None
 
     def _until_the_end(self, ids: list[int], span: list[int]) -> list[int]:
         """The span without white space after the token that ends the turn."""
@@ -179,17 +141,14 @@ class ChatEncoder:
             return span
         return span[: last + 1]
 
-    def _render(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-
-    def _is_usable(self, encode: Callable[[list[Message]], Encoded]) -> bool:
+    def _is_usable(self, chat: ChatTemplate, encode: Callable[[str], Encoded]) -> bool:
         """Whether a way to encode finds the answers of a small conversation, each to a token that ends a turn.
 
         The last answer is followed by a message, because some templates end a turn only where another begins.
         """
         try:
-            _, labels = encode(_PROBE)
-        except (TemplateError, ModelError):
+            _, labels = encode(chat.render(_PROBE))
+        except (Refused, ModelError):
             return False
         trained = [i for i in labels if i != IGNORED and self.tokenizer.decode([i]).strip()]
         return bool(trained) and trained[-1] in self._ends
@@ -206,10 +165,30 @@ class ChatEncoder:
             template = get_training_chat_template(self.tokenizer)
         except ValueError:  # TRL does not know the template, so the rows decide whether the difference works
             return None
-        usable = template is not None and self._is_usable(lambda messages: self._by_markers(messages, template))
-        return template if usable else None
+        if template is None:
+            return None
+        chat = ChatTemplate(self.tokenizer, template)
+        return template if self._is_usable(chat, lambda text: self._by_markers(_PROBE, chat, text, "")) else None
 
 
-_PROBE: list[Message] = [
-    {"role": role, "content": role} for role in ("user", "assistant", "user", "assistant", "user")
-]  # fmt: skip
+def special_tokens_in_text(table: Table, column: str, tokenizer: Any) -> list[str]:
+    """A warning if texts of conversations hold special tokens, such as `<|im_end|>`; else nothing.
+
+    The tokenizer makes the token itself of such a text, in training as in answering.
+    """
+    tokens = re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)) or "(?!)")
+    found: list[tuple[int, str]] = []
+    for row, conversation in enumerate(conversations(table, column)):
+        match = next(filter(None, (tokens.search(message["content"]) for message in conversation.messages)), None)
+        if match:
+            found.append((row, match[0]))
+    if not found:
+        return []
+    row, token = found[0]
+    return [
+        f"the text of {len(found):,} rows holds a special token, the first {token!r} in {table.where(row)}: the model reads it "
+        "as the token itself; remove it from the text if it is not meant so"
+    ]
+
+
+_PROBE = Conversation([{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant", "user")])

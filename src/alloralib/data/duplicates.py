@@ -10,8 +10,8 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 
-from .chat import conversations
 from .choices import questions
+from .conversations import conversations
 from .forms import Columns, Kind
 from .images import content_key, image_sources
 from .labels import labels
@@ -43,8 +43,8 @@ def example_keys(kind: Kind, table: Table, columns: Columns) -> list[str]:
     if kind == "chat":
         assert columns.messages is not None
         keys: list[str] = []
-        for messages in conversations(table, columns.messages):
-            asked = [m for m in messages if m["role"] not in ("assistant", "system")]
+        for messages in (conversation.messages for conversation in conversations(table, columns.messages)):
+            asked = [m for m in messages if m["role"] not in ("assistant", "system", "developer")]
             keys.append(_key(*(f"{m['role']}: {m['content']}" for m in messages if m["role"] != "assistant" or not asked)))
         return keys
     shown = [part for part in ("text", "text_pair", "prompt") if getattr(columns, part) is not None]
@@ -60,7 +60,8 @@ def row_keys(kind: Kind, table: Table, columns: Columns) -> list[str]:
     keys = example_keys(kind, table, columns)
     if kind == "chat":
         assert columns.messages is not None
-        answers = [json.dumps(messages, sort_keys=True, default=str) for messages in conversations(table, columns.messages)]
+        talks = conversations(table, columns.messages)
+        answers = [json.dumps([t.messages, t.tools, sorted(t.untrained)], sort_keys=True, default=str) for t in talks]
     elif columns.completion is not None:
         answers = table.texts(columns.completion, "completion-column")
     else:

@@ -19,8 +19,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import DataError
-from .chat import IGNORED, ChatEncoder, Encoded, conversations
+from .chat import IGNORED, ChatEncoder, Encoded
 from .choices import questions
+from .conversations import conversations
 from .forms import Columns, Kind
 from .table import Table
 
@@ -40,7 +41,7 @@ def encode_rows(kind: Kind, table: Table, columns: Columns, tokenizer: Any, max_
     if kind == "chat":
         assert columns.messages is not None
         encode = ChatEncoder(tokenizer)
-        rows = [encode(messages, table.where(row)) for row, messages in enumerate(conversations(table, columns.messages))]
+        rows = [encode(talk, table.where(row)) for row, talk in enumerate(conversations(table, columns.messages))]
     elif kind == "multiple-choice":
         asked = questions(table, columns)
         rows = _completions(table, [q.prompt for q in asked], [q.choices[q.answer] for q in asked], tokenizer)
@@ -86,7 +87,7 @@ def check_tokens(table: Table, texts: Sequence[str], tokenizer: Any) -> None:
 
 def _texts(table: Table, texts: list[str], tokenizer: Any) -> list[Encoded]:
     check_tokens(table, texts, tokenizer)
-    return [(ids, list(ids)) for ids in _ids(tokenizer, [_ended(text, tokenizer) for text in texts])]
+    return [(ids, list(ids)) for ids in token_ids(tokenizer, [_ended(text, tokenizer) for text in texts])]
 
 
 def _completions(table: Table, prompts: list[str], completions: list[str], tokenizer: Any) -> list[Encoded]:
@@ -94,7 +95,7 @@ def _completions(table: Table, prompts: list[str], completions: list[str], token
         check_tokens(table, texts, tokenizer)
     joint = [prompt + _ended(completion, tokenizer) for prompt, completion in zip(prompts, completions, strict=True)]
     rows: list[Encoded] = []
-    for prompt_ids, ids in zip(_ids(tokenizer, prompts), _ids(tokenizer, joint), strict=True):
+    for prompt_ids, ids in zip(token_ids(tokenizer, prompts), token_ids(tokenizer, joint), strict=True):
         # tokens can merge across the border, and a tokenizer may close the prompt with a token of its own
         differ = (i for i, (a, b) in enumerate(zip(prompt_ids, ids, strict=False)) if a != b)
         start = next(differ, min(len(prompt_ids), len(ids)))
@@ -108,8 +109,17 @@ def _ended(text: str, tokenizer: Any) -> str:
     return text if text.endswith(end) else text + end
 
 
-def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts)["input_ids"] if texts else []
+def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """The tokens of each text with those that the tokenizer puts around it.
+
+    A text that begins with the token that the tokenizer puts in front, as texts of a chat template do, has it once.
+    """
+    rows: list[list[int]] = tokenizer(texts)["input_ids"] if texts else []
+    bos, begin = tokenizer.bos_token_id, tokenizer.bos_token
+    if bos is None:
+        return rows
+    doubled = [ids[:2] == [bos, bos] and not text.startswith(begin * 2) for ids, text in zip(rows, texts, strict=True)]
+    return [ids[1:] if twice else ids for ids, twice in zip(rows, doubled, strict=True)]
 
 
 def _refuse_untrained(table: Table, rows: list[Encoded], max_length: int) -> None:

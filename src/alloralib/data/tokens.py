@@ -31,14 +31,14 @@ from .cache import cache_dir
 from .forms import Columns, Kind
 from .table import Table
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever this package's own code makes other tokens of the same rows."""
 SWITCH = "ALLORA_TOKEN_CACHE"
 MANIFEST = "manifest.json"
 _LIBRARIES = ("transformers", "tokenizers", "jinja2", "datasets", "trl")
 _SETTINGS = (
     *("chat_template", "special_tokens_map", "model_max_length", "model_input_names", "padding_side", "truncation_side"),
-    *("add_bos_token", "add_eos_token", "split_special_tokens"),
+    *("add_bos_token", "add_eos_token", "split_special_tokens", "chat_date"),
 )
 
 

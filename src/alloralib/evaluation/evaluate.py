@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.chat import conversations
 from ..data.choices import questions
+from ..data.conversations import Conversation, conversations
 from ..data.forms import Columns, Kind
+from ..data.stops import chat_template
 from ..data.table import Table
+from ..data.templates import ChatTemplate
 from ..errors import ConfigError, DataError
 from .batching import Progress, no_progress
 from .choice import evaluate_choices
@@ -67,22 +69,24 @@ def evaluate_examples(
         return _merged(scored, chosen)
     if not generate:
         return scored
-    prompts, references = _prompts_and_references(data.table, data.columns)
+    prompts, references = _prompts_and_references(data.table, data.columns, processor)
     answers = generate_answers(model, processor, prompts, batch_size=batch_size, progress=progress)
     return _merged(scored, exact_match(answers, references))
 
 
-def _prompts_and_references(table: Table, columns: Columns) -> tuple[list[Prompt], list[str]]:
+def _prompts_and_references(table: Table, columns: Columns, tokenizer: Any) -> tuple[list[Prompt], list[str]]:
     """What is asked, and the right answer: the completion, or the last message of the conversation."""
     if columns.messages is not None:
         rows = conversations(table, columns.messages)
-        for row, messages in enumerate(rows):
-            if messages[-1]["role"] != "assistant":
+        for row, conversation in enumerate(rows):
+            if conversation.messages[-1]["role"] != "assistant":
                 raise DataError(
                     "the conversation does not end with a message of the assistant",
                     where=table.where(row), remedy="leave --generate out, or correct the row",
                 )  # fmt: skip
-        return [messages[:-1] for messages in rows], [messages[-1]["content"] for messages in rows]
+        chat = chat_template(tokenizer)
+        answers = [_answer(conversation, chat, table.where(row)) for row, conversation in enumerate(rows)]
+        return [conversation.up_to(len(conversation.messages) - 1) for conversation in rows], answers
     if columns.prompt is None or columns.completion is None:
         raise ConfigError(
             "--generate needs prompts and answers, and these rows are plain text",
@@ -90,6 +94,15 @@ def _prompts_and_references(table: Table, columns: Columns) -> tuple[list[Prompt
             remedy="leave it out, or give --prompt-column and --completion-column",
         )
     return table.columns[columns.prompt], table.columns[columns.completion]
+
+
+def _answer(conversation: Conversation, chat: ChatTemplate, where: str) -> str:
+    """The last answer as the model would write it. A tool call is what the chat template makes of it."""
+    answer = conversation.messages[-1]
+    if "tool_calls" not in answer:
+        return answer["content"]
+    asked = chat.encode(conversation.up_to(len(conversation.messages) - 1), where, prompt=True).ids
+    return chat.tokenizer.decode(chat.encode(conversation, where).ids[len(asked) :], skip_special_tokens=True)
 
 
 def _merged(one: Evaluation, other: Evaluation) -> Evaluation:

@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
+from ..data.conversations import Conversation, read_prompt
+from ..data.forms import Kind
+from ..data.language import token_ids
+from ..data.stops import chat_template, stops
+from ..data.templates import ChatTemplate
 from ..errors import DataError, ModelError
 from .batching import Progress, evaluation_mode, longest_first, no_progress
 from .limits import Limits, check_room, check_token_ids, limits_of
 
-Prompt = str | Sequence[dict[str, Any]]
-"""A text to continue, or a conversation for the assistant to answer."""
+Prompt = str | Sequence[dict[str, Any]] | Mapping[str, Any] | Conversation
+"""A text to continue, or a conversation for the assistant to answer: messages, or a row with messages, tools and system."""
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """The tokens of a prompt.
+def encode_prompt(tokenizer: Any, prompt: Prompt, *, chat: ChatTemplate | None = None, where: str = "the prompt") -> list[int]:
+    """The tokens of a prompt: those that a row of training has up to its answer.
 
-    A text is tokenized as in training: with the special tokens that the tokenizer puts in front, without those at the
-    end. A conversation is rendered by the chat template, up to the start of the assistant's answer.
+    A text is tokenized with the special tokens that the tokenizer puts in front, without those at the end. A conversation is
+    rendered by the chat template, up to the start of the assistant's answer.
+
+    Args:
+        chat: the template, from `data.stops.chat_template`; by default the tokenizer's.
+        where: the prompt's place, for the error.
 
     Raises:
         ModelError: a conversation, and the tokenizer has no chat template.
-        DataError: a prompt without tokens.
+        DataError: a prompt without tokens, a malformed conversation, or one that the chat template refuses.
     """
     if isinstance(prompt, str):
-        ids: list[int] = tokenizer(prompt)["input_ids"]
+        (ids,) = token_ids(tokenizer, [prompt])
         while (
             ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id) and not _ends_with(tokenizer, prompt, ids[-1])
         ):
@@ -39,9 +50,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
                 "the tokenizer has no chat template, and a conversation needs one",
                 remedy="give plain text, or a model with a chat template (an instruct model)",
             )
-        ids = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True)[
-            "input_ids"
-        ]
+        ids = (chat or chat_template(tokenizer)).encode(read_prompt(prompt, where), where, prompt=True).ids
     if not ids:
         raise DataError(f"the tokenizer makes no token of the prompt {prompt!r}", remedy="give a prompt with text")
     return ids
@@ -51,16 +60,24 @@ def _ends_with(tokenizer: Any, text: str, token: int) -> bool:
     return text.rstrip().endswith(tokenizer.convert_ids_to_tokens(token))
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: end of text, and the token with which the chat template ends the assistant's turn."""
+def end_tokens(model: Any, tokenizer: Any, kind: Kind = "chat") -> list[int]:
+    """The tokens that end an answer: those of the model's generation config, and those that training for `kind` taught."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
-    if tokenizer.chat_template:
-        turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "answer"}]
-        text: str = tokenizer.apply_chat_template(turn, tokenize=False)
-        after = tokenizer(text.rpartition("answer")[2], add_special_tokens=False)["input_ids"]
-        ends |= {token for token in after[:1] if token in tokenizer.all_special_ids}
+    ends = {*stops(tokenizer, kind).tokens, *(configured if isinstance(configured, list) else [configured])}
     return sorted(token for token in ends if token is not None)
+
+
+def set_end_tokens(model: Any, tokenizer: Any, kind: Kind, directory: Path | None = None) -> None:
+    """Give a language model's generation config the tokens with which it ends its answers after training for `kind`.
+
+    Args:
+        directory: of a saved adapter, whose own generation config may know more of them.
+    """
+    ends = set(end_tokens(model, tokenizer, kind))
+    if directory is not None and (directory / GENERATION_CONFIG_NAME).is_file():
+        saved = GenerationConfig.from_pretrained(directory).eos_token_id
+        ends |= set(saved if isinstance(saved, list) else [] if saved is None else [saved])
+    model.generation_config.eos_token_id = sorted(ends) if len(ends) > 1 else next(iter(ends), None)
 
 
 def generate_answers(
@@ -81,13 +98,15 @@ def generate_answers(
         the answers, in the order of the prompts, without special tokens. White space around them is kept.
 
     Raises:
-        DataError: a prompt that leaves no room for an answer, or with a token that the model has no embedding for.
+        ModelError, DataError: as `encode_prompt`; or a prompt that leaves no room for an answer, or with a token that the
+            model has no embedding for.
     """
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    chat = chat_template(tokenizer) if tokenizer.chat_template and not all(isinstance(p, str) for p in prompts) else None
+    encoded = [encode_prompt(tokenizer, prompt, chat=chat, where=_where(row)) for row, prompt in enumerate(prompts)]
     limits = limits_of(model)
     check_token_ids(encoded, limits, tokenizer, _where)
     check_room(encoded, limits, _where)
-    ends = end_tokens(model, tokenizer)
+    ends, end = end_tokens(model, tokenizer), "" if chat is None else stops(tokenizer, "chat").text.strip()
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     sampling: dict[str, Any] = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
     settings = GenerationConfig(do_sample=temperature > 0, eos_token_id=ends or None, pad_token_id=pad, **sampling)
@@ -98,7 +117,7 @@ def generate_answers(
             ids, mask = left_padded([encoded[i] for i in rows], pad, model.device)
             generated = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1] :]
             for row, text in zip(rows, tokenizer.batch_decode(generated, skip_special_tokens=True), strict=True):
-                answers[row] = text
+                answers[row] = text.partition(end)[0] if end else text
             progress(len(rows))
     return answers
 

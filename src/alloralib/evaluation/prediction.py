@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.chat import conversations
 from ..data.choices import choice_lists
-from ..data.forms import Columns
+from ..data.conversations import conversations
+from ..data.forms import Columns, Kind
 from ..data.table import Table
 from ..errors import ModelError
 from .batching import Collate, Progress, no_progress
@@ -62,7 +62,7 @@ def predict_choices(
     return [_prediction(names, _probabilities(torch.tensor(row, dtype=torch.float64)).tolist()) for names, row in rows]
 
 
-def unanswered(table: Table, columns: Columns) -> list[Prompt]:
+def unanswered(kind: Kind, table: Table, columns: Columns) -> list[Prompt]:
     """What a language model is asked by every row: the prompt, the text to continue, or the conversation.
 
     A conversation that ends with a message of the assistant is asked without that message.
@@ -72,7 +72,11 @@ def unanswered(table: Table, columns: Columns) -> list[Prompt]:
     """
     name = columns.prompt or columns.text
     if name is not None:
-        return list(table.texts(name, "prompt-column" if columns.prompt else "text-column"))
+        texts = table.texts(name, "prompt-column" if columns.prompt else "text-column")
+        beside = [part for part in ("system", "tools") if kind == "chat" and part in table.columns]
+        if not beside:
+            return list(texts)
+        return [{"prompt": text} | {part: table.columns[part][row] for part in beside} for row, text in enumerate(texts)]
     assert columns.messages is not None
     return list(conversations(table, columns.messages, unanswered=True))
 

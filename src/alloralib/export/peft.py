@@ -42,7 +42,7 @@ def export_peft(adapter: Path, output: Path, *, load_base: Load, inputs: Sequenc
 
 def copy_adapter(adapter: Path, target: Path, load_base: Load) -> None:
     """Copy the files that make up an adapter, and nothing else of a run. PiSSA becomes plain LoRA."""
-    for name in (SIDECAR, "README.md"):
+    for name in (SIDECAR, "generation_config.json", "README.md"):
         if (adapter / name).is_file():
             shutil.copyfile(adapter / name, target / name)
     if (adapter / MODEL_CONFIG).is_dir():

@@ -90,6 +90,11 @@ def _usage(record: RunRecord) -> list[str]:
     lines += ["import alloralib.adapters"] if asf else []
     example = _language if labels is None else _images if config["task"] == "image-classification" else _texts
     lines += [*example(record), "```"]
+    if record.model.get("end_tokens"):
+        ends = ", ".join(f"`{token}`" for token in record.model["end_tokens"])
+        lines += ["", f"An answer ends with one of {ends}, as `generation_config.json` says; the base may not know them all."]
+    if record.model.get("end_text", "").strip():
+        lines += ["", f"An answer ends with the text `{record.model['end_text']}`, which is no single token: stop there."]
     if labels is not None:
         lines += ["", "Classes, in the order of the logits: " + ", ".join(labels) + "."]
     if "package" in record.model:
@@ -101,7 +106,8 @@ def _usage(record: RunRecord) -> list[str]:
 def _load(record: RunRecord, auto: str, processor: str) -> list[str]:
     """The lines that load the model and what prepares its input."""
     labels, variable = record.data.get("labels"), "processor" if "Image" in processor else "tokenizer"
-    imports = sorted([auto, processor] + ([] if labels is None else ["AutoConfig"]))
+    ends = labels is None and bool(record.model.get("end_tokens"))
+    imports = sorted([auto, processor] + ([] if labels is None else ["AutoConfig"]) + (["GenerationConfig"] if ends else []))
     lines = [
         "import torch",
         "from peft import PeftModel",
@@ -118,7 +124,10 @@ def _load(record: RunRecord, auto: str, processor: str) -> list[str]:
             f'config = AutoConfig.from_pretrained(adapter, subfolder="{MODEL_CONFIG}")  # names of the classes, padding',
             f"model = {auto}.from_pretrained(base, config=config, ignore_mismatched_sizes=True)",
         ]
-    return [*lines, "model = PeftModel.from_pretrained(model, adapter).eval()", ""]
+    lines.append("model = PeftModel.from_pretrained(model, adapter).eval()")
+    if ends:
+        lines.append("model.generation_config.eos_token_id = GenerationConfig.from_pretrained(adapter).eos_token_id")
+    return [*lines, ""]
 
 
 _CLASSES = [

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..data.forms import KINDS, LANGUAGE, PARTS, Columns, Kind
 from ..data.registry import REGISTRY
@@ -18,6 +19,7 @@ from ..ops.family import ApplyTo
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+Day = Annotated[str, BeforeValidator(lambda value: date.fromisoformat(str(value)).isoformat())]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Reporter = Literal["tensorboard", "wandb", "trackio"]
@@ -75,6 +77,9 @@ class RunConfig(BaseModel):
     messages_column: str | None = Field(default=None, description="column with the conversation, for chat [messages]")
     choices_column: str | None = Field(default=None, description="column with the choices, for multiple-choice [choices]")
     answer_column: str | None = Field(default=None, description="column with the right choice, for multiple-choice [answer]")
+    chat_date: Day | None = Field(
+        default=None, description="day that a chat template with today's date is told, YYYY-MM-DD [the day the run starts]"
+    )
     max_length: Positive | None = Field(
         default=None, description="tokens per row, the rest is cut [512, or as many as the model can take]"
     )
@@ -154,6 +159,8 @@ class RunConfig(BaseModel):
             clash = "patience needs validation rows: give --validation-share or --validation-data"
         elif self.evaluate_every is not None and not self.validates:
             clash = "evaluate_every needs validation rows: give --validation-share or --validation-data"
+        elif self.chat_date is not None and self.task != "chat":
+            clash = f"chat_date is for chat templates, and task={self.task} has none: leave --chat-date out"
         elif self.data_dir is not None and self.data not in REGISTRY:
             clash = f"data_dir is for registered sets, and data={self.data!r} is not one: give the file itself as --data"
         if clash:

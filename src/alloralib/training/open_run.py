@@ -27,12 +27,14 @@ from tqdm import tqdm
 from transformers import AutoConfig
 
 from ..adapters.sidecar import read_base
+from ..data.conversations import read_prompt
 from ..data.forms import KINDS, LANGUAGE, Columns, Kind
 from ..data.table import Table
+from ..data.templates import set_date
 from ..errors import ConfigError, MergeError, ModelError, did_you_mean
 from ..evaluation.batching import Progress, no_progress
 from ..evaluation.evaluate import evaluate_examples
-from ..evaluation.generation import Prompt, generate_answers
+from ..evaluation.generation import Prompt, generate_answers, set_end_tokens
 from ..evaluation.limits import Limits
 from ..evaluation.metrics import Evaluation
 from ..evaluation.paired import compare_evaluations
@@ -120,6 +122,8 @@ class OpenRun:
     def base(self) -> Any:
         """Load the base model without the adapter. Each call loads it again; a new head has other values each time.
 
+        The generation config of a language model lists the tokens with which the tuned model ends its answers.
+
         Raises:
             ModelError: it is not the one that the adapter was trained on.
         """
@@ -134,6 +138,8 @@ class OpenRun:
                 pad_token_id=getattr(self.processor, "pad_token_id", None),
             )  # fmt: skip
         _ = self._checked_base
+        if self.task in LANGUAGE:
+            set_end_tokens(loaded.model, self.processor, self.task, self.directory)
         return loaded
 
     @cached_property
@@ -195,20 +201,21 @@ class OpenRun:
         """Generate an answer to each prompt.
 
         Args:
-            prompts: texts, or conversations (lists of messages with role and content); a string is one prompt. For task chat
-                a text is a message of the user.
+            prompts: texts, or conversations; a string is one prompt. A conversation is a list of messages with role and
+                content, or a row of data: {"messages": ..., "tools": ..., "system": ...}. For task chat a text is a
+                message of the user.
             system: a system message to put first; for task chat.
             base: answer with the base model, without the adapter.
             max_new_tokens, temperature, seed, batch_size, progress: see `evaluation.generation.generate_answers`.
 
         Raises:
             ConfigError: the model is a classifier, or `system` with a task other than chat.
+            DataError: a malformed conversation, or one that the chat template refuses.
         """
         self.require_language_model()
         prompts = [prompts] if isinstance(prompts, str) else prompts
         if self.task == "chat":
-            first = [] if system is None else [{"role": "system", "content": system}]
-            prompts = [[*first, *([{"role": "user", "content": p}] if isinstance(p, str) else p)] for p in prompts]
+            prompts = [read_prompt(prompt, f"prompt {i}", system) for i, prompt in enumerate(prompts, start=1)]
         elif system is not None:
             remedy = "leave it out, or open the run for task chat (--task chat)"
             raise ConfigError(f"system (--system) has no meaning for task {self.task}", remedy=remedy)
@@ -296,15 +303,15 @@ class OpenRun:
             proof = export_peft(adapter, target, load_base=self.base, inputs=inputs, tokenizer=self.processor)
         return proof, source
 
-    def _merge(self, target: Path, inputs: list[dict[str, Tensor]], dtype: torch.dtype | None) -> Proof:
+    def _merge(self, target: Path, inputs: list[dict[str, torch.Tensor]], dtype: torch.dtype | None) -> Proof:
         if dtype is None and stored_dtype(self.base_path) is None:
             self.base()  # a model of the hub that has to be downloaded first
         stored = stored_dtypes(self.base_path) if dtype is None else {}
         dtype = dtype or stored_dtype(self.base_path) or self.dtype
         exact = functools.reduce(torch.promote_types, stored.values(), torch.promote_types(dtype, self.dtype))
         return export_merged(
-            self.directory, target, load_base=lambda: self._load(exact).model, inputs=inputs, tokenizer=self.processor, dtype=dtype,
-            stored=stored,
+            self.directory, target, load_base=lambda: self._load(exact).model, inputs=inputs, tokenizer=self.processor,
+            dtype=dtype, stored=stored,
         )  # fmt: skip
 
     def require_language_model(self) -> None:
@@ -362,6 +369,8 @@ def open_run(
     processor = load_processor(str(directory) if own else base_path, kind)
     limits = read_limits(base_path, kind, processor)
     fit_tokenizer(processor, limits, kind)
+    if config is not None and config.chat_date is not None:
+        set_date(processor, config.chat_date)
     weights_dtype = getattr(torch, dtype or (config.dtype if config else "float32"))
     entry = read_base(directory) if record is None else record.model
     identity = BaseIdentity.of(entry, str(directory))

@@ -11,8 +11,10 @@ import psutil
 import torch
 
 from ..adapters.targets import adapted_modules, embeddings_of, whole_modules
-from ..data.chat import IGNORED
+from ..data.chat import IGNORED, special_tokens_in_text
 from ..data.examples import build_examples
+from ..data.forms import Kind
+from ..data.stops import stops
 from ..errors import TrainingError
 from . import compiling
 from .batches import BucketBatches, lengths_of
@@ -23,7 +25,6 @@ from .state import random_state, set_random
 from .trainer import RunTrainer
 
 _SHOWN_TOKENS = 400
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
 
 
 def preflight(trainer: RunTrainer) -> dict[str, Any]:
@@ -39,7 +40,9 @@ def preflight(trainer: RunTrainer) -> dict[str, Any]:
     rows, config, warnings = run.examples["train"], run.config, list(run.notes)
     if config.is_language:
         found["example"] = _marked(rows[0], run.processor)
-        _check_trained_tokens(rows, run.processor, warnings)
+        _check_trained_tokens(rows, run.processor, warnings, config.kind)
+        if config.columns.messages is not None:
+            warnings += special_tokens_in_text(run.parts.train, config.columns.messages, run.processor)
     else:
         if config.task == "classification":
             found["example"] = run.processor.decode(rows[0]["input_ids"]) + f"  ->  {rows[0]['labels']}"
@@ -94,15 +97,19 @@ def _marked(row: dict[str, Any], tokenizer: Any) -> str:
     return repr("".join(parts))[1:-1] + (" ..." if len(row["input_ids"]) > _SHOWN_TOKENS else "")
 
 
-def _check_trained_tokens(rows: Any, tokenizer: Any, warnings: list[str]) -> None:
+def _check_trained_tokens(rows: Any, tokenizer: Any, warnings: list[str], kind: Kind) -> None:
     trained = [[label for label in labels if label != IGNORED] for labels in rows["labels"]]
     if not any(trained):
         remedy = "check the completion column, or raise --max-length"
         raise TrainingError("no token of any row is trained", where="preflight", remedy=remedy)
-    turn_ends = {tokenizer.convert_tokens_to_ids(token) for token in _TURN_ENDS}
-    stops = {tokenizer.eos_token_id, *turn_ends} - {None, tokenizer.unk_token_id}
-    ends = sum(bool(stops & set(labels)) for labels in trained)
-    if ends == 0:
+    stop = stops(tokenizer, kind)
+    ends = sum(bool(set(stop.tokens) & set(labels)) for labels in trained)
+    if stop.text:
+        warnings.append(
+            f"the chat template ends an answer with {stop.text!r}, for which there is no single token: other tools must be "
+            "told to stop at this text"
+        )
+    elif ends == 0:
         warnings.append(
             "the stop token is never trained, so the tuned model will not know where to end "
             "(all answers are cut at max_length, or the chat template has no end of turn)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import sys
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from ..data.labels import in_order_of_base, label_names, label_notes
 from ..data.parts import Parts, load_parts
 from ..data.registry import REGISTRY
 from ..data.table import Table
+from ..data.templates import reads_clock, set_date, shows_date
 from ..data.tokens import TokenCache
 from ..errors import ConfigError
 from ..evaluation.evaluate import EvaluationData, evaluate_examples
@@ -126,6 +128,7 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     state = RunState({name: _digest(table) for name, table in tables.items()})
     if checkpoint is not None:
         state.restore(checkpoint)
+    config = _with_chat_date(config, processor, state)
     labels = None
     if not config.is_language:
         own = _classes_of(path)
@@ -220,6 +223,22 @@ def _check_machine(config: RunConfig) -> None:
 def _adapter_config(config: RunConfig) -> Any:
     settings: Any = config.model_dump(include={"r", "eta", "dropout", "apply_to", "target_modules"})
     return make_config(config.method, **settings, task_type=_TASK_TYPES.get(config.kind, TaskType.CAUSAL_LM))
+
+
+def _with_chat_date(config: RunConfig, processor: Any, state: RunState) -> RunConfig:
+    """The configuration with the day that the chat template is told: as given, that of the resumed run, or today.
+
+    It is fixed, so that the run's rows, its evaluations and its answers all have the same text on any day.
+    """
+    if config.kind != "chat":
+        return config
+    if config.chat_date is None and reads_clock(processor):
+        config = config.model_copy(update={"chat_date": state.chat_date or datetime.date.today().isoformat()})
+    if config.chat_date is not None and not shows_date(processor):
+        raise ConfigError("the model's chat template shows no date", where=config.model, remedy="leave --chat-date out")
+    set_date(processor, config.chat_date)
+    state.chat_date = config.chat_date
+    return config
 
 
 def _load_parts(config: RunConfig) -> Parts:

@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from ..adapters.methods import DEFAULT_ETA
 from ..adapters.rule import rule_of
 from ..adapters.sidecar import write_sidecar
 from ..data.labels import labels, majority_share
+from ..data.stops import stops
+from ..evaluation.generation import set_end_tokens
 from ..ops.family import METHODS
 from ..records import MODEL_CONFIG, RECORD_FILE, RunRecord
 from .config import RunConfig
 from .models import BUNDLED_MODELS, public_name
-from .prepare import tables_of
+from .prepare import Run, tables_of
 from .processes import is_main_process
 from .state import trained_weights
 from .trainer import RunTrainer
 
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 PREDICTIONS_FILE = "predictions.jsonl"
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy", "alloralib")
 Decorate = Callable[[RunRecord, Path], None]
@@ -54,6 +58,10 @@ def write_results(trainer: RunTrainer, record: RunRecord, answers: list[dict[str
         base.config.architectures = [type(base).__name__]
         base.config.save_pretrained(working / MODEL_CONFIG)
     run.processor.save_pretrained(working)
+    if run.config.is_language:
+        base = model.get_base_model()
+        set_end_tokens(base, run.processor, run.config.kind)
+        GenerationConfig(**{name: getattr(base.generation_config, name) for name in _SPECIAL}).save_pretrained(working)
     with (working / PREDICTIONS_FILE).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     if decorate is not None:
@@ -93,7 +101,7 @@ def make_record(
         model={
             "name": config.model, "base": public_name(config.model), "parameters": run.base_parameters,
             "class": type(run.model.get_base_model()).__name__,
-        } | _bundled(config.model) | (asdict(run.state.base) if run.state.base else {}),
+        } | _bundled(config.model) | _describe_ends(run) | (asdict(run.state.base) if run.state.base else {}),
         data=data,
         adapter=_describe_adapter(config, found["adapter"]),
         preflight={key: found[key] for key in ("data", "cost", "warnings")},
@@ -110,6 +118,14 @@ def _bundled(name: str) -> dict[str, str]:
         return {}
     bundled = BUNDLED_MODELS[name]
     return {"package": bundled.package, "file": bundled.path}
+
+
+def _describe_ends(run: Run) -> dict[str, Any]:
+    """What ends an answer: tokens, or a text for which there is no token."""
+    if not run.config.is_language:
+        return {}
+    tokens, text = stops(run.processor, run.config.kind)
+    return {"end_tokens": {run.processor.convert_ids_to_tokens(token): token for token in tokens}, "end_text": text}
 
 
 def _describe_adapter(config: RunConfig, found: dict[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class RunState:
         best_step: step of the lowest validation loss.
         best: the trained weights of that step.
         finished: no step is left to do.
+        chat_date: the day that the chat template is told; None if it shows none.
     """
 
     data: dict[str, str]
@@ -56,8 +57,9 @@ class RunState:
     best_step: int | None = None
     best: Weights = field(default_factory=dict)
     finished: bool = False
+    chat_date: str | None = None
 
-    _SAVED = ("data", "history", "validation", "rule", "seconds", "best_step", "finished")
+    _SAVED = ("data", "history", "validation", "rule", "seconds", "best_step", "finished", "chat_date")
 
     def rule_due(self, step: int) -> bool:
         """Whether the rule is recorded after this step."""
@@ -93,7 +95,7 @@ class RunState:
             remedy = "restore the data files, or start again with --overwrite"
             raise CheckpointError(what, where=str(checkpoint.path), remedy=remedy)
         for name in self._SAVED:
-            setattr(self, name, saved[name])
+            setattr(self, name, saved.get(name, getattr(self, name)))  # 0.1.0 had no chat_date
         self.best = dict(checkpoint.tensors.get("best", {}))
 
     def set_base(self, name: str, path: str, checkpoint: Checkpoint | None) -> None:
