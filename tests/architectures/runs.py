@@ -26,7 +26,7 @@ from ..trained import command, jsonl
 from . import reload
 from .models import CLASSIFIERS, LANGUAGE_MODELS, Make, save_model
 
-WORDS = "good bad film story actor plot great poor fine awful".split()
+WORDS = ["good", "bad", "film", "story", "actor", "plot", "great", "poor", "fine", "awful"]
 STEPS = {"max_steps": 3, "batch_size": 4, "learning_rate": 0.02}
 
 

@@ -19,6 +19,7 @@ from .batches import BucketBatches, lengths_of
 from .config import RunConfig
 from .prepare import Run
 from .state import random_state, set_random
+from .suitable import check_causal
 from .trainer import RunTrainer
 
 _SHOWN_TOKENS = 400
@@ -37,6 +38,8 @@ def preflight(trainer: RunTrainer) -> dict[str, Any]:
     run, found = trainer.run, {}
     rows, config, warnings = run.examples["train"], run.config, list[str]()
     if config.is_language:
+        with compiling.eagerly(config.compile):
+            check_causal(trainer.model, config.model)
         found["example"] = _marked(rows[0], run.processor)
         _check_trained_tokens(rows, run.processor, warnings)
     else:
@@ -144,9 +147,10 @@ def _describe_data(run: Run, warnings: list[str]) -> dict[str, Any]:
 
 def _check_tied_weights(model: Any, warnings: list[str]) -> None:
     base = model.get_base_model()
-    inputs, outputs = base.get_input_embeddings(), getattr(base, "get_output_embeddings", lambda: None)()
-    if inputs is None or outputs is None or not getattr(base.config, "tie_word_embeddings", False):
+    outputs = getattr(base, "get_output_embeddings", lambda: None)()
+    if outputs is None or not getattr(base.config, "tie_word_embeddings", False):
         return
+    inputs = base.get_input_embeddings()  # a model of images without patches, such as ConvNeXt, raises here
     names = {name for name, module in base.named_modules() if module is inputs or module is outputs}
     adapted = names & set(model.base_model.targeted_module_names)
     if adapted:
