@@ -12,6 +12,9 @@ from .errors import RecordError
 from .files import finite, write_text
 
 RECORD_FILE = "record.json"
+MODEL_CONFIG = "model_config"
+"""Folder beside a classifier's adapter with the `config.json` of its model: names of the classes, padding. As a file of the
+adapter's own directory transformers would take it for a whole model."""
 FORMAT = 2
 
 

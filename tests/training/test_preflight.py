@@ -63,7 +63,7 @@ def test_the_run_is_the_same_without_it(settings, tmp_path, monkeypatch) -> None
     first = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
     monkeypatch.setattr(
         "alloralib.training.run.preflight",
-        lambda trainer: {"data": {}, "cost": {}, "warnings": [], "adapter": {"modules": 0, "parameters": 0}},
+        lambda trainer: {"data": {}, "cost": {}, "warnings": [], "adapter": {"modules": 0, "parameters": 0, "whole": []}},
     )
     train(config.model_copy(update={"overwrite": True}))
     assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == first

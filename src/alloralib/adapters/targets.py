@@ -1,50 +1,122 @@
-"""Which modules a run adapts: names are checked before anything is built."""
+"""Which modules a run adapts, and which it trains whole: names are checked before anything is built."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from peft.tuners.lora.layer import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import ConfigError, did_you_mean
 
 ALL_LINEAR = "all-linear"
+TEXT_HEADS = ("classifier", "score")
+"""What PEFT adds to `modules_to_save` of a text classifier. It takes every module whose name ends in one of them."""
 
 
-def check_targets(model: nn.Module, targets: str | list[str]) -> None:
+def trained_whole(model: nn.Module, new: Iterable[str], *, text: bool) -> list[str]:
+    """The modules of a classifier that are trained and saved whole, and get no adapter (PEFT's `modules_to_save`).
+
+    These are its head, which is everything beside its body, and the modules with parameters that the base's file does not
+    have. Were those adapted, or frozen, their random values would be part of the result and not of the adapter.
+
+    Args:
+        model: before it gets an adapter.
+        new: names of the parameters that the file does not have.
+        text: whether PEFT adds `TEXT_HEADS`.
+
+    Returns:
+        their full names; none is inside another.
+
+    Raises:
+        ConfigError: a new parameter is in no module but the model itself.
+    """
+    body = getattr(model, "base_model_prefix", "")
+    inside = [(name, module) for name, module in model.named_modules() if name]
+    found = {name.rpartition(".")[0] for name in new}
+    if "" in found:
+        names = ", ".join(name for name in new if "." not in name)
+        what = f"the base's file has no {names}, and a parameter of the model itself cannot be saved with an adapter"
+        raise ConfigError(what, where=type(model).__name__, remedy="use a base whose file has it")
+    if isinstance(getattr(model, body, None), nn.Module):
+        found |= {name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())}
+    else:
+        found |= {name for name in TEXT_HEADS if isinstance(getattr(model, name, None), nn.Module)}
+    ends = (*found, *TEXT_HEADS) if text else tuple(found)
+    found |= {name for name, _ in inside if name.endswith(ends)} if ends else set()
+    return [name for name, _ in inside if name in found and not any(name.startswith(other + ".") for other in found)]
+
+
+def parts_of(model: nn.Module, modules: Iterable[str]) -> list[str]:
+    """The names of all layers in `modules` that have parameters of their own."""
+    inside = [(name, m) for name, m in model.named_modules() if any(name == w or name.startswith(w + ".") for w in modules)]
+    return [name for name, m in inside if any(True for _ in m.parameters(recurse=False))]
+
+
+def check_targets(model: nn.Module, targets: str | list[str], whole: Iterable[str] = ()) -> None:
     """Raise if a name in `targets` matches no module of `model`. PEFT itself only notices if none of the names matches.
 
     Args:
         model: before it gets an adapter.
         targets: names (a module's full name, or the end of it), a regular expression, or "all-linear".
+        whole: modules that are trained whole and get no adapter, from `trained_whole`.
 
     Raises:
-        ConfigError: with the module names closest in spelling.
+        ConfigError: with the module names closest in spelling, or a name matches only what is trained whole.
     """
+    whole = list(whole)
+    modules = [(name, module) for name, module in model.named_modules() if name]
+    modules = [(name, m) for name, m in modules if not any(name == w or name.startswith(w + ".") for w in whole)]
     if targets == ALL_LINEAR:
+        if not any(isinstance(module, nn.Linear | Conv1D) for _, module in modules):
+            what = f"{type(model).__name__} has no linear layer outside its head, so {ALL_LINEAR!r} adapts nothing"
+            kinds = sorted({name.rpartition(".")[2] for name, m in modules if isinstance(m, nn.Conv2d | nn.Conv1d)})
+            remedy = f"name modules to adapt (--target-modules), such as {', '.join(kinds[:5])}"
+            raise ConfigError(what, remedy=remedy)
         return
-    names = [name for name, _ in model.named_modules() if name]
-    leaves = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if name and not list(m.children())})
-    if isinstance(targets, str):
+    leaves = sorted({name.rpartition(".")[2] for name, m in modules if not list(m.children())})
+    try:
+        for target in [re.compile(targets)] if isinstance(targets, str) else targets:
+            if any(_matches(target, name) for name, _ in modules):
+                continue
+            shown = f"target_modules={targets!r}" if isinstance(targets, str) else f"target module {target!r}"
+            if any(_matches(target, name) for name, _ in model.named_modules()):
+                what = f"{shown} names only what is trained whole: {', '.join(whole)}"
+                raise ConfigError(what, remedy="leave it out, it is trained and saved anyway; or use 'all-linear'")
+            near = did_you_mean(targets.rpartition(".")[2] if isinstance(targets, str) else str(target), leaves)
+            raise ConfigError(f"{shown} matches no module of {type(model).__name__}", remedy=near)
+    except re.error as error:
+        what = f"target_modules={targets!r} is not a valid regular expression: {error}"
+        raise ConfigError(what, remedy="separate names with commas") from None
+
+
+def _matches(target: str | re.Pattern[str], name: str) -> bool:
+    if isinstance(target, re.Pattern):
+        return target.fullmatch(name) is not None
+    return name == target or name.endswith("." + target)
+
+
+def embeddings_of(model: Any) -> tuple[nn.Module | None, nn.Module | None]:
+    """The input embeddings and the output layer of a model without its adapter; None for what it does not have."""
+    found: list[nn.Module | None] = []
+    for get in ("get_input_embeddings", "get_output_embeddings"):
         try:
-            matches = any(re.fullmatch(targets, name) for name in names)
-        except re.error as error:
-            raise ConfigError(
-                f"target_modules={targets!r} is not a valid regular expression: {error}", remedy="separate names with commas"
-            ) from None
-        if not matches:
-            raise ConfigError(
-                f"target_modules={targets!r} matches no module", remedy=did_you_mean(targets.rpartition(".")[2], leaves)
-            )
-        return
-    for target in targets:
-        if not any(name == target or name.endswith("." + target) for name in names):
-            raise ConfigError(
-                f"target module {target!r} does not exist in {type(model).__name__}", remedy=did_you_mean(target, leaves)
-            )
+            found.append(getattr(model, get)())
+        except (AttributeError, NotImplementedError):  # a model for images
+            found.append(None)
+    return found[0], found[1]
 
 
 def adapted_modules(model: nn.Module) -> list[str]:
     """Names of the modules with a LoRA adapter, in the order of the model."""
     return [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+
+
+def whole_modules(model: nn.Module) -> list[str]:
+    """Names in the base model of the modules that are trained whole, in the order of the model."""
+    found = [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    return [name.removeprefix("base_model.model.") for name in found]

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
+from torch import nn
 
+from ..adapters.targets import embeddings_of
 from ..files import staged
 from .proof import Batch, Load, Proof, Trained, check_mergeable, logits
 
@@ -40,5 +43,21 @@ def export_merged(adapter: Path, output: Path, *, load_base: Load, inputs: Seque
 
 
 def merge(model: PeftModel) -> Any:
-    """The base model with W + BA in place of W, without any trace of PEFT."""
+    """The base model with W + BA in place of W, without any trace of PEFT.
+
+    Embeddings that share their weight with the output layer get a weight of their own if either of the two is adapted.
+    """
+    _untie_adapted(model)
     return cast(Any, model).merge_and_unload(safe_merge=True)
+
+
+def _untie_adapted(model: PeftModel) -> None:
+    base: Any = model.get_base_model()
+    inputs, outputs = embeddings_of(base)
+    if not any(isinstance(module, LoraLayer) for module in (inputs, outputs)):
+        return
+    source, target = (cast(Any, m.get_base_layer() if isinstance(m, LoraLayer) else m) for m in (inputs, outputs))
+    if target is None or source.weight is not target.weight:
+        return
+    target.weight = nn.Parameter(target.weight.detach().clone(), requires_grad=False)
+    base.config.get_text_config().tie_word_embeddings = base.config.tie_word_embeddings = False

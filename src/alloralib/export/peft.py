@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel
 
 from ..adapters.sidecar import SIDECAR
 from ..files import staged
+from ..records import MODEL_CONFIG
 from .proof import Batch, Load, Proof, Trained, check_mergeable, logits
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors", SIDECAR, "README.md")
@@ -36,6 +37,8 @@ def copy_adapter(adapter: Path, target: Path) -> None:
     for name in _FILES:
         if (adapter / name).is_file():
             shutil.copyfile(adapter / name, target / name)
+    if (adapter / MODEL_CONFIG).is_dir():
+        shutil.copytree(adapter / MODEL_CONFIG, target / MODEL_CONFIG)
 
 
 def load_stock(base: Any, path: Path) -> PeftModel:

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from ..files import write_text
-from ..records import RunRecord
+from ..records import MODEL_CONFIG, RunRecord
 
 
 def write_card(record: RunRecord, path: str | os.PathLike[str]) -> None:
@@ -20,7 +20,7 @@ def card(record: RunRecord) -> str:
     """The card as Markdown. Everything in it is from the record."""
     adapter, data, model = record.adapter, record.data, record.model
     header = {
-        "base_model": model["name"],
+        "base_model": _base(record),
         "library_name": "peft",
         "tags": ["alloralib", adapter["method"], "lora", record.config["task"]],
     }
@@ -83,28 +83,90 @@ def _about_rows(record: RunRecord) -> str:
 
 
 def _usage(record: RunRecord) -> list[str]:
-    if record.adapter["method"] == "asf-lora":
-        return ["At inference ASF-LoRA is not a LoRA adapter: `import alloralib.adapters` before PEFT loads it."]
-    labels = record.data.get("labels")
-    auto = {
-        "classification": "AutoModelForSequenceClassification",
-        "image-classification": "AutoModelForImageClassification",
-    }.get(record.config["task"], "AutoModelForCausalLM")
-    arguments = "base" if labels is None else f"base, num_labels={len(labels)}"
-    lines = [
-        "It is a stock LoRA adapter, which PEFT loads:",
-        "",
-        "```python",
-        "from peft import PeftModel",
-        f"from transformers import {auto}",
-        "",
-        'base = "..."  # ' + record.model["name"],
-        f"model = PeftModel.from_pretrained({auto}.from_pretrained({arguments}), adapter)",
-        "```",
-    ]
+    config, labels = record.config, record.data.get("labels")
+    asf = record.adapter["method"] == "asf-lora"
+    how = "needs alloralib, because at inference ASF-LoRA is not a LoRA adapter" if asf else "is a stock LoRA adapter"
+    lines = [f"The adapter {how}.", "", "```python"]
+    lines += ["import alloralib.adapters"] if asf else []
+    example = _language if labels is None else _images if config["task"] == "image-classification" else _texts
+    lines += [*example(record), "```"]
     if labels is not None:
         lines += ["", "Classes, in the order of the logits: " + ", ".join(labels) + "."]
+    if "package" in record.model:
+        package, file = record.model["package"], record.model["file"]
+        lines += ["", f"It was trained on the copy of its base in the Python package `{package}` (`{file}`)."]
     return lines
+
+
+def _load(record: RunRecord, auto: str, processor: str) -> list[str]:
+    """The lines that load the model and what prepares its input."""
+    labels, variable = record.data.get("labels"), "processor" if "Image" in processor else "tokenizer"
+    imports = sorted([auto, processor] + ([] if labels is None else ["AutoConfig"]))
+    lines = [
+        "import torch",
+        "from peft import PeftModel",
+        *(["from PIL import Image"] if variable == "processor" else []),
+        f"from transformers import {', '.join(imports)}",
+        "",
+        f"base, adapter = {_base(record)!r}, {record.config.get('output_dir', '.')!r}  # the adapter is this directory",
+        f"{variable} = {processor}.from_pretrained(adapter)",
+    ]
+    if labels is None:
+        lines.append(f'model = {auto}.from_pretrained(base, dtype="{record.config.get("dtype", "float32")}")')
+    else:
+        lines += [
+            f'config = AutoConfig.from_pretrained(adapter, subfolder="{MODEL_CONFIG}")  # names of the classes, padding',
+            f"model = {auto}.from_pretrained(base, config=config, ignore_mismatched_sizes=True)",
+        ]
+    return [*lines, "model = PeftModel.from_pretrained(model, adapter).eval()", ""]
+
+
+_CLASSES = [
+    "with torch.no_grad():",
+    "    logits = model(**inputs).logits",
+    "print([config.id2label[index] for index in logits.argmax(dim=-1).tolist()])",
+]
+
+
+def _texts(record: RunRecord) -> list[str]:
+    second = ', ["and its second", "as well"]' if record.config.get("text_pair_column") else ""
+    length = record.config.get("max_length", 512)
+    return [
+        *_load(record, "AutoModelForSequenceClassification", "AutoTokenizer"),
+        'texts = ["a first text", "a second text that is longer"]',
+        f'inputs = tokenizer(texts{second}, padding=True, truncation=True, max_length={length}, return_tensors="pt")',
+        *_CLASSES,
+    ]
+
+
+def _images(record: RunRecord) -> list[str]:
+    return [
+        *_load(record, "AutoModelForImageClassification", "AutoImageProcessor"),
+        'images = [Image.new("RGB", (64, 64))]  # or Image.open(file).convert("RGB")',
+        'inputs = processor(images=images, return_tensors="pt")',
+        *_CLASSES,
+    ]
+
+
+def _language(record: RunRecord) -> list[str]:
+    inputs = 'tokenizer("Once upon a time", return_tensors="pt")'
+    if record.config["task"] == "chat":
+        inputs = (
+            'tokenizer.apply_chat_template(\n    [{"role": "user", "content": "Hello"}], add_generation_prompt=True, '
+            'return_dict=True, return_tensors="pt"\n)'
+        )
+    return [
+        *_load(record, "AutoModelForCausalLM", "AutoTokenizer"),
+        f"inputs = {inputs}",
+        "with torch.no_grad():",
+        "    answer = model.generate(**inputs, max_new_tokens=32, do_sample=False)",
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+
+
+def _base(record: RunRecord) -> str:
+    """The base as others know it; records of 0.2.0 have its name alone."""
+    return record.model.get("base", record.model["name"])
 
 
 def _number(value: float | None) -> str:

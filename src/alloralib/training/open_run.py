@@ -11,6 +11,7 @@ The commands `allora evaluate`, `generate`, `merge` and `export` are built on it
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from transformers import AutoConfig
 
 from ..data.forms import KINDS, LANGUAGE, Kind
-from ..errors import ConfigError, MergeError, did_you_mean
+from ..errors import ConfigError, MergeError, ModelError, did_you_mean
 from ..evaluation.evaluate import evaluate_examples
 from ..evaluation.generation import Prompt, generate_answers
 from ..evaluation.metrics import Evaluation
@@ -38,9 +39,9 @@ from ..export.inspect import read_config, read_weights
 from ..export.merged import export_merged
 from ..export.peft import export_peft
 from ..export.proof import Proof
-from ..records import RECORD_FILE, RunRecord
+from ..records import MODEL_CONFIG, RECORD_FILE, RunRecord
 from .config import RunConfig
-from .models import load_model, load_processor, locate
+from .models import Loaded, load_processor, load_reported, locate_base
 from .run_data import RunData
 
 _KIND_OF = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}
@@ -98,17 +99,35 @@ class OpenRun:
 
         Inside `with run.model.disable_adapter():` it is the base model.
         """
-        model = PeftModel.from_pretrained(self.base(), self.directory).eval()
+        # what is new has the values that training began with, so that the base is evaluated as the run evaluated it
+        loaded = self._load(0 if self.config is None else self.config.adapter_seed)
+        self._check_saved(loaded.new)
+        model = PeftModel.from_pretrained(loaded.model, self.directory).eval()
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def base(self) -> Any:
-        """Load the base model without the adapter. Each call loads it again; a new head gets the same values each time."""
+        """Load the base model without the adapter. Each call loads it again; a new head has other values each time."""
+        return self._load(None).model
+
+    def _load(self, seed: int | None) -> Loaded:
+        """The base; what its file lacks is drawn from the seed, or with None from one that nobody can know."""
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0 if self.config is None else self.config.adapter_seed)
-            return load_model(
+            torch.default_generator.seed() if seed is None else torch.default_generator.manual_seed(seed)
+            return load_reported(
                 self.base_path, task=self.task, labels=self.labels, dtype=self.dtype,
                 pad_token_id=getattr(self.processor, "pad_token_id", None),
             )  # fmt: skip
+
+    def _check_saved(self, new: list[str], *, strictly: bool = False) -> None:
+        """Check that the adapter has what the base's file lacks. A run of 0.2.0 may not; there it follows from the seed."""
+        saved = read_weights(self.directory)
+        lost = sorted({name.rpartition(".")[0] for name in new if f"base_model.model.{name}" not in saved})
+        if not lost:
+            return
+        what = f"neither the adapter nor the file of its base has {', '.join(lost)}: the answers depend on random values"
+        if strictly or self.config is None:
+            raise ModelError(what, where=str(self.directory), remedy="train again, with a version that saves them (0.3.0)")
+        print(f"allora: warning: {self.directory}: {what}; they are drawn from the run's seed here", file=sys.stderr)
 
     def evaluate(
         self, data: str | os.PathLike[str] | None = None, *, split: str | None = None,
@@ -221,6 +240,8 @@ class OpenRun:
                 where=self.base_path,
                 remedy="export the adapter alone (peft), or merge into the model before quantization (--model DIR)",
             )
+        if self.labels is not None:
+            self._check_saved(self._load(None).new, strictly=True)
         inputs, source = self._data.example_inputs()
         adapter, target = self.directory, Path(output)
         if script is not None:
@@ -267,21 +288,37 @@ def open_run(
     if (directory / RECORD_FILE).is_file():
         record = RunRecord.read(directory / RECORD_FILE)
         config = RunConfig.of(record.config, str(directory / RECORD_FILE))
-    kind: Any = task or (config.kind if config else _KIND_OF.get(adapter.get("task_type") or ""))
+    described = _model_config(directory)
+    of_images = any(name.endswith("ForImageClassification") for name in described.get("architectures") or ())
+    known = "image-classification" if of_images else _KIND_OF.get(adapter.get("task_type") or "")
+    kind: Any = task or (config.kind if config else known)
     if kind is None:
         remedy = f"give its task (--task), one of {', '.join(KINDS)}"
         raise ConfigError("the adapter does not say what it was trained for", where=str(directory), remedy=remedy)
     base = model or (config.model if config else adapter.get("base_model_name_or_path"))
     if not base:
         raise ConfigError("the adapter does not name its base", where=str(directory), remedy="give the model (--model)")
-    base_path = locate(base)
+    base_path = locate_base(base)
     labels = None
     if kind not in LANGUAGE:
-        labels = (record and record.data.get("labels")) or _numbered_labels(weights, directory)
+        names = described.get("id2label") or {}
+        labels = record and record.data.get("labels")
+        labels = labels or [names[i] for i in sorted(names, key=int)] or _numbered_labels(weights, directory)
     own = any((directory / name).is_file() for name in ("tokenizer_config.json", "preprocessor_config.json"))
     processor = load_processor(str(directory) if own else base_path, kind)
     weights_dtype = getattr(torch, dtype or (config.dtype if config else "float32"))
     return OpenRun(directory, config, kind, base_path, labels, weights_dtype, processor)
+
+
+def _model_config(directory: Path) -> dict[str, Any]:
+    """What a classifier's adapter says of its model; empty for language models and for adapters of other tools."""
+    file = directory / MODEL_CONFIG / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ModelError(f"damaged ({error})", where=str(file), remedy="restore the file, or delete it") from None
 
 
 def _numbered_labels(weights: dict[str, Tensor], directory: Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.targets import adapted_modules
+from ..adapters.targets import adapted_modules, embeddings_of, whole_modules
 from ..data.chat import IGNORED
 from ..data.examples import build_examples
 from ..errors import TrainingError
@@ -50,6 +50,7 @@ def preflight(trainer: RunTrainer) -> dict[str, Any]:
     _check_tied_weights(run.model, warnings)
     found["cost"] = _measure(trainer, warnings)
     found["adapter"] = _describe_adapter(run.model)
+    _check_new_weights(run, found["adapter"]["whole"], warnings)
     return found | {"warnings": warnings}
 
 
@@ -69,7 +70,8 @@ def report(config: RunConfig, found: dict[str, Any]) -> str:
     lines.append(f"  an epoch       {epoch}")
     lines += [
         f"  adapter        {adapter['parameters']:,} trained parameters ({adapter['share']:.2%} of the model) in "
-        f"{adapter['modules']} modules: {', '.join(adapter['kinds'])}",
+        f"{adapter['modules']} modules: {', '.join(adapter['kinds'])}"
+        + (f"; trained whole: {', '.join(adapter['whole'])}" if adapter["whole"] else ""),
         f"  cost           about {_duration(cost['seconds'])} for {cost['steps']:,} steps "
         f"({cost['step_seconds']:.2f} s each), {cost['peak_gib']:.1f} GiB at the longest batch",
     ]
@@ -147,17 +149,24 @@ def _describe_data(run: Run, warnings: list[str]) -> dict[str, Any]:
 
 def _check_tied_weights(model: Any, warnings: list[str]) -> None:
     base = model.get_base_model()
-    outputs = getattr(base, "get_output_embeddings", lambda: None)()
-    if outputs is None or not getattr(base.config, "tie_word_embeddings", False):
+    inputs, outputs = embeddings_of(base)
+    if inputs is None or outputs is None or not getattr(base.config, "tie_word_embeddings", False):
         return
-    inputs = base.get_input_embeddings()  # a model of images without patches, such as ConvNeXt, raises here
     names = {name for name, module in base.named_modules() if module is inputs or module is outputs}
     adapted = names & set(model.base_model.targeted_module_names)
     if adapted:
         warnings.append(
             f"{', '.join(sorted(adapted))} shares its weight between the input and the output of the model: the adapter "
-            "changes one of the two only, and merging it unties them"
+            "changes one of the two only. `allora merge` writes two weights then; PEFT's own merge_and_unload changes both"
         )
+
+
+def _check_new_weights(run: Run, whole: list[str], warnings: list[str]) -> None:
+    """Say which layers below the head start from random values."""
+    body = run.model.get_base_model().base_model_prefix + "."
+    new = [name for name in whole if name.startswith(body) and any(n.startswith(name + ".") for n in run.new)]
+    if new:
+        warnings.append(f"the model's file has no {', '.join(new)}: trained whole, from random values")
 
 
 def _describe_adapter(model: Any) -> dict[str, Any]:
@@ -168,6 +177,7 @@ def _describe_adapter(model: Any) -> dict[str, Any]:
         "share": trained / sum(p.numel() for p in model.parameters()),
         "modules": len(modules),
         "kinds": sorted({name.rpartition(".")[2] for name in modules}),
+        "whole": whole_modules(model),
     }
 
 

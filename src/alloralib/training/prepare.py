@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..adapters.elementwise import fuse_elementwise
 from ..adapters.methods import make_config
-from ..adapters.targets import check_targets
+from ..adapters.targets import TEXT_HEADS, check_targets, parts_of, trained_whole
 from ..data.examples import Collate, build_examples, collator
 from ..data.labels import label_names
 from ..data.parts import Parts, load_parts
@@ -31,13 +31,11 @@ from .checkpoints import Checkpoint, read_latest
 from .compiling import check_compiling, compile_blocks, eagerly
 from .config import DEFAULT_TEST_SHARE, RunConfig
 from .directory import RunDirectory
-from .models import load_model, load_processor, locate
+from .models import load_processor, load_reported, locate, public_name
 from .processes import is_main_process
 from .state import RunState
 
 _TASK_TYPES = {"classification": TaskType.SEQ_CLS, "image-classification": None}
-# PEFT finds the new head of a text classifier by the task type; of an image classifier it must be named
-_IMAGE_HEAD = {"modules_to_save": ["classifier"], "exclude_modules": ["classifier"]}
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,7 @@ class Run:
         collate: makes a batch of examples.
         model: the PEFT model.
         base_parameters: the number of parameters without the adapter.
+        new: names of the base's parameters that its file does not have; they are trained whole and saved with the adapter.
         state: history, validation, best weights.
         checkpoint: what it is resumed from; None for a new run.
     """
@@ -68,6 +67,7 @@ class Run:
     collate: Collate
     model: Any
     base_parameters: int
+    new: list[str]
     state: RunState
     checkpoint: Checkpoint | None
 
@@ -117,19 +117,26 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     labels = None if config.is_language else class_names(config, parts)
     examples = _tokenized(config, tables, processor, labels)
     torch.manual_seed(config.adapter_seed)  # for the new head of a classifier
-    model = load_model(
+    model, new = load_reported(
         path, task=config.kind, labels=labels, dtype=getattr(torch, config.dtype),
         pad_token_id=getattr(processor, "pad_token_id", None),
     )  # fmt: skip
+    model.name_or_path = public_name(config.model)  # what PEFT writes as the adapter's base
     base_parameters = sum(p.numel() for p in model.parameters())
-    check_targets(model, config.target_modules)
+    text = config.kind == "classification"
+    whole = [] if config.is_language else trained_whole(model, new, text=text)
+    check_targets(model, config.target_modules, whole)
+    # PEFT adds the common names of a text classifier's head by itself
+    adapter_config.modules_to_save = [name for name in whole if not (text and name in TEXT_HEADS)] or None
+    adapter_config.exclude_modules = parts_of(model, whole) or None  # without it, older versions of PEFT adapt them, too
     torch.manual_seed(config.adapter_seed)
     model = get_peft_model(model, adapter_config)
+    keep_running_statistics(model)
     compile_blocks(model) if config.compile else fuse_elementwise(model)
     return Run(
         config=config, directory=directory, signals=signals, processor=processor, parts=parts, labels=labels,
         examples=examples, collate=collator(config.kind, processor), model=model, base_parameters=base_parameters,
-        state=state, checkpoint=checkpoint,
+        new=new, state=state, checkpoint=checkpoint,
     )  # fmt: skip
 
 
@@ -151,6 +158,15 @@ def class_names(config: RunConfig, parts: Parts) -> list[str]:
     return label_names(parts.train, config.columns.label or "label")
 
 
+def keep_running_statistics(model: Any) -> None:
+    """Let batch normalization use its stored statistics while training, too: they are part of the frozen base, and an adapter
+    that was trained with others would give other logits on the base as it is loaded."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+            module.eval()
+            module.train = lambda mode=True, module=module: module  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _check_machine(config: RunConfig) -> None:
     check_optimizer(config)
     if config.compile:
@@ -165,8 +181,6 @@ def _check_machine(config: RunConfig) -> None:
 
 def _adapter_config(config: RunConfig) -> Any:
     settings: Any = config.model_dump(include={"r", "eta", "dropout", "apply_to", "target_modules"})
-    if config.kind == "image-classification":
-        settings |= _IMAGE_HEAD
     return make_config(config.method, **settings, task_type=_TASK_TYPES.get(config.kind, TaskType.CAUSAL_LM))
 
 

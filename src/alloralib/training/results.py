@@ -15,8 +15,9 @@ import torch
 from ..adapters.methods import DEFAULT_ETA
 from ..data.labels import labels, majority_share
 from ..ops.family import METHODS
-from ..records import RECORD_FILE, RunRecord
+from ..records import MODEL_CONFIG, RECORD_FILE, RunRecord
 from .config import RunConfig
+from .models import BUNDLED_MODELS, public_name
 from .prepare import tables_of
 from .processes import is_main_process
 from .state import trained_weights
@@ -40,8 +41,14 @@ def write_results(trainer: RunTrainer, record: RunRecord, answers: list[dict[str
     run = trainer.run
     working = run.directory.working
     model = trainer.accelerator.unwrap_model(trainer.model)  # pyright: ignore[reportAttributeAccessIssue]
+    # PEFT wants the buffers of what is trained whole, too
+    weights |= {name.replace("_orig_mod.", ""): b for name, b in model.named_buffers() if ".modules_to_save." in name}
     # an adapted embedding is frozen like any other weight, but PEFT would save it too
     model.save_pretrained(working, state_dict=weights, save_embedding_layers=False)
+    if run.labels is not None:
+        base = model.get_base_model()
+        base.config.architectures = [type(base).__name__]
+        base.config.save_pretrained(working / MODEL_CONFIG)
     run.processor.save_pretrained(working)
     with (working / PREDICTIONS_FILE).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
@@ -80,8 +87,9 @@ def make_record(
             "processes": trainer.args.world_size,
         },
         model={
-            "name": config.model, "parameters": run.base_parameters, "class": type(run.model.get_base_model()).__name__
-        },
+            "name": config.model, "base": public_name(config.model), "parameters": run.base_parameters,
+            "class": type(run.model.get_base_model()).__name__,
+        } | _bundled(config.model),
         data=data,
         adapter=_describe_adapter(config, found["adapter"]),
         preflight={key: found[key] for key in ("data", "cost", "warnings")},
@@ -93,8 +101,15 @@ def make_record(
     )  # fmt: skip
 
 
+def _bundled(name: str) -> dict[str, str]:
+    if name not in BUNDLED_MODELS:
+        return {}
+    bundled = BUNDLED_MODELS[name]
+    return {"package": bundled.package, "file": bundled.path}
+
+
 def _describe_adapter(config: RunConfig, found: dict[str, Any]) -> dict[str, Any]:
     values = {"eta": config.eta or DEFAULT_ETA, "apply_to": config.apply_to or "gradient"}
     settings = {name: value for name, value in values.items() if name in METHODS[config.method].settings}
-    size = {"modules": found["modules"], "trained_parameters": found["parameters"]}
+    size = {"modules": found["modules"], "trained_parameters": found["parameters"], "whole": found["whole"]}
     return {"method": config.method, "r": config.r, **settings, **size}

@@ -78,13 +78,13 @@ class RunData:
         return rows
 
     def prepare(self, table: Table, columns: Columns) -> EvaluationData:
-        """Rows with known answers, ready to be evaluated. Without a record, the data names the classes.
+        """Rows with known answers, ready to be evaluated. If the classes have no names but LABEL_0, ..., the data names them.
 
         Raises:
-            ConfigError: without a record: the data has another number of classes than the model.
+            ConfigError: it has to name them, and has another number of classes than the model.
         """
         labels = self.labels
-        if labels is not None and self.config is None:
+        if labels is not None and self.config is None and labels == [f"LABEL_{i}" for i in range(len(labels))]:
             labels = label_names(table, columns.label or "label")  # in the order that training would give them
             if len(labels) != len(self.labels or ()):
                 raise ConfigError(

@@ -1,0 +1,122 @@
+"""What the base's file lacks is trained whole, saved, and the same again in stock PEFT, with any seed. All other tools see the
+names of the classes, the padding and the public name of the base."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alloralib import open_run
+from alloralib.cli.main import main
+
+from ..classifiers import IMAGES, TEXTS, save_images, save_text
+from ..trained import command, jsonl, make_images, sentences
+
+RUNS = [*TEXTS, *IMAGES]
+CLASSES = ["bad", "fine", "good"]  # of the texts; none of the bases has three classes of these names
+
+
+def rows() -> list[dict[str, str]]:
+    kinds = {"good": "good", "great": "good", "fine": "fine", "bad": "bad", "awful": "bad", "poor": "bad"}
+    return [{"text": text, "label": kinds[text.split()[-1]]} for text, _ in sentences(60)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A directory with a run of every architecture: NAME/model and NAME/run. Three classes of texts, two of images."""
+    root = tmp_path_factory.mktemp("heads")
+    data, images = jsonl(root / "rows.jsonl", rows()), make_images(root / "images")
+    for name in RUNS:
+        text = name in TEXTS
+        model = (save_text if text else save_images)(name, root / name / "model")
+        flags = {"task": "classification" if text else "image-classification", "data": data if text else images}
+        flags |= {"target_modules": "convolution"} if name == "resnet" else {}
+        assert main(command(root / name, model=model, max_steps=3, test_share=0.2, **flags)) == 0, name
+    return root
+
+
+def config(run: Path, file: str = "adapter_config.json") -> dict:
+    return json.loads((run / file).read_text())
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_what_is_new_is_trained_whole_and_not_adapted(runs, name: str) -> None:
+    run = runs / name / "run"
+    whole = (TEXTS | IMAGES)[name][1]
+    named = config(run)["modules_to_save"]
+    assert set(named) - {"classifier", "score"} <= whole <= set(named)
+    assert len(named) == len(set(named))
+    saved = load_file(run / "adapter_model.safetensors")
+    base = open_run(run).base()
+    for key in base.state_dict():
+        is_whole = any(key.startswith(module + ".") for module in whole)
+        assert (f"base_model.model.{key}" in saved) == is_whole, key
+    adapted = {key for key in saved if ".lora_" in key}
+    assert adapted
+    assert not any(key.startswith(f"base_model.model.{module}.") for key in adapted for module in whole)
+    assert all((tensor != 0).any() for key, tensor in saved.items() if ".lora_B" in key) or name == "levit"
+
+
+RELOAD = """
+import json, sys, torch
+from pathlib import Path
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+root, found = Path(sys.argv[1]), {}
+for name in json.loads(sys.argv[2]):
+    run = root / name / "run"
+    config = AutoConfig.from_pretrained(run, subfolder="model_config")
+    text = config.architectures[0].endswith("SequenceClassification")
+    auto = AutoModelForSequenceClassification if text else AutoModelForImageClassification
+    inputs = torch.load(root / name / "inputs.pt")
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        base = json.loads((run / "adapter_config.json").read_text())["base_model_name_or_path"]
+        model = auto.from_pretrained(base, config=config, ignore_mismatched_sizes=True)
+        with torch.no_grad():
+            found[f"{name} {seed}"] = PeftModel.from_pretrained(model, run).eval()(**inputs).logits
+assert not any(name.startswith("alloralib") for name in sys.modules)
+save_file(found, root / "found.safetensors")
+"""
+
+
+def test_stock_peft_gives_the_same_logits_in_a_fresh_process_with_any_seed(runs) -> None:
+    expected = {}
+    for name in RUNS:
+        run = open_run(runs / name / "run")
+        texts = ["film good music", "plot", "awful scene story actor"]
+        if name in TEXTS:
+            inputs = dict(run.processor(texts, padding=True, return_tensors="pt"))
+            inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        else:
+            inputs = run._data.example_inputs(3)[0][0]
+        torch.save(inputs, runs / name / "inputs.pt")
+        with torch.no_grad():
+            expected[name] = run.model(**inputs).logits
+    subprocess.run([sys.executable, "-c", RELOAD, str(runs), json.dumps(RUNS)], check=True)
+    found = load_file(runs / "found.safetensors")
+    for name in RUNS:
+        for seed in (1, 2):
+            atol = 0 if name in TEXTS else 1e-6  # two processes may compute convolutions in another order
+            torch.testing.assert_close(found[f"{name} {seed}"], expected[name], rtol=0, atol=atol, msg=f"{name}, seed {seed}")
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "deberta-v2", "albert", "modernbert", "llama", "resnet", "levit"])
+def test_merge_and_export(runs, name: str, tmp_path) -> None:
+    """Both are proven with bases whose new weights differ; the names of the classes go with them."""
+    run = open_run(runs / name / "run")
+    for form in ("merged", "peft"):
+        proof, _ = run.export(tmp_path / form, form)
+        assert proof.difference <= 1e-5 < proof.change
+    classes = CLASSES if name in TEXTS else ["dark", "light"]
+    assert config(tmp_path / "merged", "config.json")["id2label"] == {str(i): label for i, label in enumerate(classes)}
+    exported = open_run(tmp_path / "peft")
+    assert (exported.task, exported.labels) == (run.task, classes)
+    assert (tmp_path / "peft" / "record.json").exists() is False
+    data = run.config.data
+    assert exported.evaluate(data).tuned == run.evaluate(data).tuned
