@@ -142,6 +142,74 @@ def _gpt2() -> tuple[Any, Any]:
     return hf.GPT2LMHeadModel(hf.GPT2Config(**_ids(tokenizer), **shape)), tokenizer
 
 
+def _t5() -> tuple[Any, Any]:
+    tokenizer = hf.T5Tokenizer(vocab=_scored("<pad>", "</s>", "<unk>"), extra_ids=0)
+    shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "initializer_factor": 1.0}
+    return hf.T5ForConditionalGeneration(hf.T5Config(**_ids(tokenizer), **shape, decoder_start_token_id=0)), tokenizer
+
+
+def _bart() -> tuple[Any, Any]:
+    tokenizer = _roberta_bytes()
+    shape = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in _BART_SIDE.items()}
+    config = hf.BartConfig(
+        **_ids(tokenizer), **shape, d_model=16, init_std=0.2, max_position_embeddings=64,
+        decoder_start_token_id=tokenizer.eos_token_id, forced_eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return hf.BartForConditionalGeneration(config), tokenizer
+
+
+_BART_SIDE = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
+
+
+def _gemma3_with_images() -> tuple[Any, Any]:
+    """As the 4B model: a language model beside a tower that reads images."""
+    tokenizer = _gemma_letters()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<start_of_image>", "<end_of_image>"]})
+    model, _ = _gemma3()
+    text = model.config.to_dict() | {"vocab_size": len(tokenizer)}
+    vision = {name: SHAPE[name] for name in SHAPE if name != "initializer_range"} | {"image_size": 8, "patch_size": 4}
+    config = hf.Gemma3Config(
+        text_config=text, vision_config=vision | {"vision_use_head": False}, mm_tokens_per_image=4,
+        image_token_index=len(tokenizer) - 3, boi_token_index=len(tokenizer) - 2, eoi_token_index=len(tokenizer) - 1,
+    )  # fmt: skip
+    return hf.Gemma3ForConditionalGeneration(config), tokenizer
+
+
+def _with_head(*names: str) -> Make:
+    """A BERT that was trained as a classifier of other classes."""
+
+    def make() -> tuple[Any, Any]:
+        tokenizer = word_pieces()
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        return hf.BertForSequenceClassification(hf.BertConfig(**_ids(tokenizer), **SHAPE, **labels)), tokenizer
+
+    return make
+
+
+def _image_model(model: Callable[[], Any], size: int = 8) -> Make:
+    return lambda: (model(), hf.ViTImageProcessor(size={"height": size, "width": size}))
+
+
+def _vit() -> Any:
+    return hf.ViTForImageClassification(hf.ViTConfig(**SHAPE, image_size=8, patch_size=4))
+
+
+def _swin() -> Any:
+    shape = {"image_size": 8, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2}
+    return hf.SwinForImageClassification(hf.SwinConfig(**shape, initializer_range=0.2))
+
+
+def _convnext() -> Any:
+    shape = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "patch_size": 2, "image_size": 32}
+    return hf.ConvNextForImageClassification(hf.ConvNextConfig(**shape, initializer_range=0.2, layer_scale_init_value=0.1))
+
+
+def _dinov2() -> Any:
+    """Without a classification head, as the hub has it."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "initializer_range": 0.2}
+    return hf.Dinov2Model(hf.Dinov2Config(**shape, image_size=8, patch_size=4))
+
+
 CLASSIFIERS: dict[str, Make] = {
     "BERT": _bert,
     "RoBERTa": _roberta,
@@ -167,6 +235,22 @@ LANGUAGE_MODELS: dict[str, Make] = {
     "Mistral": _mistral,
     "GPT-2": _gpt2,
 }
+
+
+OTHER_CLASSIFIERS: dict[str, Make] = {
+    "T5": _t5,
+    "BART": _bart,
+    "Gemma 3 with images": _gemma3_with_images,
+    "BERT that was a classifier of these classes": _with_head("bad", "good", "mixed"),
+    "BERT that was a classifier of other classes": _with_head("yes", "no"),
+}
+IMAGE_CLASSIFIERS: dict[str, Make] = {
+    "ViT": _image_model(_vit),
+    "Swin": _image_model(_swin),
+    "ConvNeXt": _image_model(_convnext, size=32),
+    "DINOv2": _image_model(_dinov2),
+}
+OTHER_LANGUAGE_MODELS: dict[str, Make] = {"Gemma 3 with images": _gemma3_with_images}
 
 
 def save_model(make: Make, directory: Path) -> str:

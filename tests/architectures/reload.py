@@ -10,41 +10,58 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, logging
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    logging,
+)
+from transformers.image_processing_base import ImageProcessingMixin
+
+AUTO: dict[str, Any] = {
+    "causal-lm": AutoModelForCausalLM,
+    "classification": AutoModelForSequenceClassification,
+    "image-classification": AutoModelForImageClassification,
+}
 
 
-def logits_of(model: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
+def logits_of(model: Any, processor: Any, inputs: list[str]) -> torch.Tensor:
     """(rows, classes) of a classifier, (tokens, vocabulary) of a language model."""
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    if isinstance(processor, ImageProcessingMixin):
+        batch = processor(images=[Image.open(path) for path in inputs], return_tensors="pt")
+    else:
+        batch = processor(inputs, padding=True, return_tensors="pt")
     with torch.no_grad():
         logits = model.eval()(**batch).logits
     return (logits[batch["attention_mask"].bool()] if logits.dim() == 3 else logits).clone()
 
 
-def base_of(job: dict[str, Any], tokenizer: Any, seed: int) -> Any:
+def load_base(job: dict[str, Any], processor: Any, seed: int) -> Any:
     torch.manual_seed(seed)
-    if job["classes"] is None:
-        return AutoModelForCausalLM.from_pretrained(job["model"])
-    # the number of classes, and the padding token by which a decoder finds the end of a row
-    model = AutoModelForSequenceClassification.from_pretrained(
-        job["model"], num_labels=job["classes"], ignore_mismatched_sizes=True
-    )
-    model.config.pad_token_id = tokenizer.pad_token_id
+    auto, settings = AUTO[job["task"]], {}
+    if job["classes"] is not None:
+        settings = {"num_labels": job["classes"], "ignore_mismatched_sizes": True}
+    model = auto.from_pretrained(job["model"], **settings)
+    if job["task"] == "classification":  # the padding token by which a decoder finds the end of a row
+        model.config.get_text_config().pad_token_id = processor.pad_token_id
     return model
 
 
 def reload(job: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
+    load_processor = AutoImageProcessor if job["task"] == "image-classification" else AutoTokenizer
     found: dict[str, torch.Tensor] = {}
     for what in ("run", "exported"):
-        tokenizer = AutoTokenizer.from_pretrained(job[what])
-        model = PeftModel.from_pretrained(base_of(job, tokenizer, seed), job[what])
-        found[what] = logits_of(model, tokenizer, job["texts"])
+        processor = load_processor.from_pretrained(job[what])
+        model = PeftModel.from_pretrained(load_base(job, processor, seed), job[what])
+        found[what] = logits_of(model, processor, job["inputs"])
     torch.manual_seed(seed)
-    auto: Any = AutoModelForCausalLM if job["classes"] is None else AutoModelForSequenceClassification
-    merged, notes = auto.from_pretrained(job["merged"], output_loading_info=True)
+    merged, notes = AUTO[job["task"]].from_pretrained(job["merged"], output_loading_info=True)
     assert not any(notes[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), notes
-    found["merged"] = logits_of(merged, AutoTokenizer.from_pretrained(job["merged"]), job["texts"])
+    found["merged"] = logits_of(merged, load_processor.from_pretrained(job["merged"]), job["inputs"])
     return found
 
 

@@ -22,9 +22,9 @@ from torch import Tensor
 import alloralib.training.run as training
 from alloralib.cli.main import main
 
-from ..trained import command, jsonl
+from ..trained import command, jsonl, make_images
 from . import reload
-from .models import CLASSIFIERS, LANGUAGE_MODELS, Make, save_model
+from .models import CLASSIFIERS, IMAGE_CLASSIFIERS, LANGUAGE_MODELS, OTHER_CLASSIFIERS, OTHER_LANGUAGE_MODELS, Make, save_model
 
 WORDS = ["good", "bad", "film", "story", "actor", "plot", "great", "poor", "fine", "awful"]
 STEPS = {"max_steps": 3, "batch_size": 4, "learning_rate": 0.02}
@@ -56,13 +56,25 @@ class Case:
 
 
 CASES = {
-    **{f"{name}, classifier": Case(make, "classification") for name, make in CLASSIFIERS.items()},
-    **{f"{name}, language model": Case(make, "causal-lm") for name, make in LANGUAGE_MODELS.items()},
+    **{f"{name}, classifier": Case(make, "classification") for name, make in (CLASSIFIERS | OTHER_CLASSIFIERS).items()},
+    **{f"{name}, language model": Case(make, "causal-lm") for name, make in (LANGUAGE_MODELS | OTHER_LANGUAGE_MODELS).items()},
+    **{f"{name}, image classifier": Case(make, "image-classification") for name, make in IMAGE_CLASSIFIERS.items()},
+    "BERT with its embeddings, classifier": Case(
+        CLASSIFIERS["BERT"], "classification", (("target_modules", "word_embeddings,query"),)
+    ),
+    "Llama with its embeddings, language model": Case(
+        LANGUAGE_MODELS["Llama"], "causal-lm", (("target_modules", "embed_tokens,q_proj"),)
+    ),
+    "GPT-2 with Conv1D layers by name, language model": Case(
+        LANGUAGE_MODELS["GPT-2"], "causal-lm", (("target_modules", "c_attn,c_fc,c_proj"),)
+    ),
 }
 
 
 def rows(task: str, path: Path) -> str:
-    """Rows of very different lengths, most of them longer than a sliding window."""
+    """Rows of very different lengths, most of them longer than a sliding window; or images."""
+    if task == "image-classification":
+        return make_images(path.parent / "images")
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 6))) for _ in range(40)]
     if task == "classification":
@@ -70,8 +82,10 @@ def rows(task: str, path: Path) -> str:
     return jsonl(path, [{"prompt": text + " is", "completion": " " + rng.choice(WORDS)} for text in texts])
 
 
-def texts() -> list[str]:
-    """What trained and reloaded models are compared on: rows that need padding."""
+def inputs(case: Case, directory: Path) -> list[str]:
+    """What trained and reloaded models are compared on: rows that need padding, or the paths of images."""
+    if case.task == "image-classification":
+        return [str(directory / "images" / name) for name in ("light/0.png", "dark/1.png")]
     return ["good film", "the plot was poor and the actor awful", "a", "the story is great"]
 
 
@@ -96,9 +110,10 @@ def _train(case: Case, directory: Path, patch: pytest.MonkeyPatch) -> None:
     write = training.write_results
 
     def write_results(trainer: Any, *args: Any) -> None:
-        found["run"] = reload.logits_of(trainer.model, trainer.run.processor, texts())
+        shown = inputs(case, directory)
+        found["run"] = reload.logits_of(trainer.model, trainer.run.processor, shown)
         with trainer.model.disable_adapter():
-            found["base"] = reload.logits_of(trainer.model, trainer.run.processor, texts())
+            found["base"] = reload.logits_of(trainer.model, trainer.run.processor, shown)
         write(trainer, *args)
 
     patch.setattr(training, "write_results", write_results)
@@ -128,4 +143,6 @@ def reloaded(seed: int, root: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _job(name: str, directory: Path) -> dict[str, Any]:
     paths = {what: str(directory / what) for what in ("model", "run", "exported", "merged")}
-    return paths | {"texts": texts(), "classes": 3 if CASES[name].task == "classification" else None}
+    case = CASES[name]
+    classes = {"classification": 3, "image-classification": 2}.get(case.task)
+    return paths | {"task": case.task, "inputs": inputs(case, directory), "classes": classes}

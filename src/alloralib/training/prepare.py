@@ -34,6 +34,7 @@ from .directory import RunDirectory
 from .models import load_processor, load_reported, locate, public_name
 from .processes import is_main_process
 from .state import RunState
+from .suitable import beside_the_text
 
 _TASK_TYPES = {"classification": TaskType.SEQ_CLS, "image-classification": None}
 
@@ -128,7 +129,9 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     check_targets(model, config.target_modules, whole)
     # PEFT adds the common names of a text classifier's head by itself
     adapter_config.modules_to_save = [name for name in whole if not (text and name in TEXT_HEADS)] or None
-    adapter_config.exclude_modules = parts_of(model, whole) or None  # without it, older versions of PEFT adapt them, too
+    unused = [] if config.kind == "image-classification" else beside_the_text(model)
+    # without the first, older versions of PEFT adapt them, too
+    adapter_config.exclude_modules = parts_of(model, [*whole, *unused]) or None
     torch.manual_seed(config.adapter_seed)
     model = get_peft_model(model, adapter_config)
     keep_running_statistics(model)
