@@ -71,6 +71,12 @@ CASES = {
 }
 
 
+WITH_PADDING = {"DeBERTa-v2", "ALBERT", "MPNet", "T5", "BART", "Gemma 2"}
+"""Architectures whose blocks see the padding: they do not have transformers' SDPA attention or its mark of blocks."""
+ALL_LOGITS = {"Gemma 2"}
+"""Language models that change their logits after the output layer, so that the loss is not computed in chunks."""
+
+
 def rows(task: str, path: Path) -> str:
     """Rows of very different lengths, most of them longer than a sliding window; or images."""
     if task == "image-classification":

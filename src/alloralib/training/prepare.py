@@ -34,7 +34,7 @@ from .directory import RunDirectory
 from .models import load_processor, load_reported, locate, public_name
 from .processes import is_main_process
 from .state import RunState
-from .suitable import beside_the_text
+from .suitable import beside_the_text, check_checkpointing
 
 _TASK_TYPES = {"classification": TaskType.SEQ_CLS, "image-classification": None}
 
@@ -127,6 +127,8 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     text = config.kind == "classification"
     whole = [] if config.is_language else trained_whole(model, new, text=text)
     check_targets(model, config.target_modules, whole)
+    if config.gradient_checkpointing:
+        check_checkpointing(model)
     # PEFT adds the common names of a text classifier's head by itself
     adapter_config.modules_to_save = [name for name in whole if not (text and name in TEXT_HEADS)] or None
     unused = [] if config.kind == "image-classification" else beside_the_text(model)

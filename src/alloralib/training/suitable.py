@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from ..data.forms import LANGUAGE, Kind
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from ..evaluation.batching import evaluation_mode
 
 _EFFECT = 1e-2
@@ -61,6 +61,17 @@ def check_causal(model: Any, where: str) -> None:
     if bool((logits[0] - logits[1]).norm() > _EFFECT * logits[0].norm()):
         what = "every position sees the tokens after it, so a trained token could be read off the input"
         raise ModelError(what, where=where, remedy="give a decoder, such as a Llama or Qwen model; this one is an encoder")
+
+
+def check_checkpointing(model: Any) -> None:
+    """Check that a model can recompute its activations (`gradient_checkpointing`).
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not model.supports_gradient_checkpointing:
+        remedy = "leave it out; a smaller --batch-size with --gradient-accumulation needs less memory, too"
+        raise ConfigError(f"{type(model).__name__} does not support it", where="--gradient-checkpointing", remedy=remedy)
 
 
 def beside_the_text(model: nn.Module) -> list[str]:
