@@ -135,3 +135,18 @@ def test_a_model_of_text_alone_has_nothing_beside_it(make) -> None:
 def test_checkpointing_where_the_architecture_has_none(name: str, tmp_path, capsys) -> None:
     flags = Case(CLASSIFIERS[name], "classification").prepare(tmp_path)
     refused([*command(tmp_path, **flags), "--gradient-checkpointing"], tmp_path, capsys, "does not support it")
+
+
+@pytest.mark.parametrize("name", ["T5", "BART"])
+def test_a_text_with_the_token_by_which_its_model_finds_the_end(name: str, tmp_path, capsys) -> None:
+    flags = Case(OTHER_CLASSIFIERS[name], "classification").prepare(tmp_path)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("actor", "</s>", 1))
+    line = next(i for i, text in enumerate(rows.read_text().splitlines(), start=1) if "</s>" in text)
+    refused(command(tmp_path, **flags), tmp_path, capsys, f"rows.jsonl.*{line}.*has 2 end-of-text tokens")
+
+
+@pytest.mark.parametrize(("name", "target", "near"), [("Phi-3", "q_proj", "qkv_proj"), ("Llama", "qkv_proj", "k_proj")])
+def test_targets_of_another_architecture(name: str, target: str, near: str, tmp_path, capsys) -> None:
+    flags = Case(LANGUAGE_MODELS[name], "causal-lm", (("target_modules", f"o_proj,{target}"),)).prepare(tmp_path)
+    assert near in refused(command(tmp_path, **flags), tmp_path, capsys, f"target module '{target}'").partition("remedy")[2]

@@ -17,9 +17,9 @@ from ..errors import TrainingError
 from . import compiling
 from .batches import BucketBatches, lengths_of
 from .config import RunConfig
-from .prepare import Run
+from .prepare import Run, tables_of
 from .state import random_state, set_random
-from .suitable import check_causal
+from .suitable import check_causal, check_ends
 from .trainer import RunTrainer
 
 _SHOWN_TOKENS = 400
@@ -44,6 +44,8 @@ def preflight(trainer: RunTrainer) -> dict[str, Any]:
         _check_trained_tokens(rows, run.processor, warnings)
     else:
         if config.task == "classification":
+            for part, table in tables_of(run.parts).items():
+                check_ends(run.model.config, run.examples[part], table.where)
             found["example"] = run.processor.decode(rows[0]["input_ids"]) + f"  ->  {rows[0]['labels']}"
         _check_labels(rows, run.model.config.num_labels)
     found["data"] = _describe_data(run, warnings)

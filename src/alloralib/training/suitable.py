@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers import (
 )
 
 from ..data.forms import LANGUAGE, Kind
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError, DataError, ModelError
 from ..evaluation.batching import evaluation_mode
 
 _EFFECT = 1e-2
@@ -61,6 +62,25 @@ def check_causal(model: Any, where: str) -> None:
     if bool((logits[0] - logits[1]).norm() > _EFFECT * logits[0].norm()):
         what = "every position sees the tokens after it, so a trained token could be read off the input"
         raise ModelError(what, where=where, remedy="give a decoder, such as a Llama or Qwen model; this one is an encoder")
+
+
+def check_ends(config: Any, rows: Any, where: Callable[[int], str]) -> None:
+    """Check that an encoder-decoder finds the end of each row of a batch: T5 and BART classify by the last end-of-text token.
+
+    Args:
+        config: of a text classifier.
+        rows: its examples; they have `input_ids`.
+        where: the place of a row in the data.
+
+    Raises:
+        DataError: a row has more such tokens than the one that the tokenizer adds, because its text has one.
+    """
+    if not getattr(config, "is_encoder_decoder", False):
+        return
+    for row, ids in enumerate(rows["input_ids"]):
+        if (found := ids.count(config.eos_token_id)) != 1:
+            what = f"has {found} end-of-text tokens, and {config.model_type} classifies rows with one, which the tokenizer adds"
+            raise DataError(what, where=where(row), remedy="remove the token from the text")
 
 
 def check_checkpointing(model: Any) -> None:
