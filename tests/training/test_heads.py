@@ -2,18 +2,23 @@
 names of the classes, the padding and the public name of the base."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from alloralib import open_run
 from alloralib.cli.main import main
+from alloralib.errors import MergeError, ModelError
+from alloralib.export.merged import export_merged
+from alloralib.export.peft import export_peft
 
 from ..classifiers import IMAGES, TEXTS, save_images, save_text
+from ..cli.commands import refused
 from ..trained import command, jsonl, make_images, sentences
 
 RUNS = [*TEXTS, *IMAGES]
@@ -120,3 +125,22 @@ def test_merge_and_export(runs, name: str, tmp_path) -> None:
     assert (tmp_path / "peft" / "record.json").exists() is False
     data = run.config.data
     assert exported.evaluate(data).tuned == run.evaluate(data).tuned
+
+
+def test_a_pooler_that_was_not_saved_is_no_longer_hidden_by_a_seed(runs, tmp_path, capsys) -> None:
+    """A run as 0.2.0 wrote it. It opens with what its seed gives; nothing is exported, and the proof itself would notice."""
+    run = tmp_path / "run"
+    shutil.copytree(runs / "bert" / "run", run)
+    weights, settings = load_file(run / "adapter_model.safetensors"), config(run)
+    save_file({key: w for key, w in weights.items() if "pooler" not in key}, run / "adapter_model.safetensors")
+    (run / "adapter_config.json").write_text(json.dumps(settings | {"modules_to_save": ["classifier", "score"]}))
+    opened = open_run(run)
+    assert opened.predict("film good") == open_run(run).predict("film good")
+    assert "neither the adapter nor the file of its base has bert.pooler.dense" in capsys.readouterr().err
+    refused(["export", str(run), "--format", "peft", "--output", str(tmp_path / "out")], tmp_path, capsys, "random values")
+    for export in (export_peft, export_merged):
+        with pytest.raises(MergeError, match="differ from the trained"):
+            export(run, tmp_path / "out", load_base=opened.base, inputs=opened._data.example_inputs()[0])
+    (run / "record.json").unlink()
+    with pytest.raises(ModelError, match=r"random values[\s\S]*train again"):
+        open_run(run).predict("film good")

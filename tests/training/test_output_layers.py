@@ -1,4 +1,4 @@
-"""Embeddings and output layers of language models: adapted ones work through training, evaluation, merging and export, also where
+"""Embeddings and output layers of language models: adapted ones work through training, evaluation, merging and export, even if
 both are one weight. A file without them is refused."""
 
 import json

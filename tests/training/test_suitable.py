@@ -1,5 +1,7 @@
 """Models that a task cannot train are refused by name, with what to do."""
 
+import json
+
 import datasets
 import pytest
 import torch
@@ -96,9 +98,9 @@ def test_known_kinds_are_let_through() -> None:
 def test_a_classifier_gives_a_row_the_same_logits_in_every_batch(name: str, tmp_path) -> None:
     """Also if its tokenizer pads on the left, where padding would shift the positions of a GPT-2."""
     path = save_model(CLASSIFIERS[name], tmp_path / "model")
-    tokenizer = hf.AutoTokenizer.from_pretrained(path)
-    tokenizer.padding_side = "left"
-    tokenizer.save_pretrained(path)
+    settings = tmp_path / "model" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"padding_side": "left"}))
+    assert hf.AutoTokenizer.from_pretrained(path).padding_side == "left"
     tokenizer = load_processor(path, "classification")
     model = load_model(path, task="classification", labels=["a", "b"], dtype=torch.float32, pad_token_id=tokenizer.pad_token_id)
     rows = datasets.Dataset.from_dict(dict(tokenizer(["good film", "the plot was poor and the actor awful"])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from peft.tuners.lora.layer import LoraLayer
@@ -51,10 +51,39 @@ def trained_whole(model: nn.Module, new: Iterable[str], *, text: bool) -> list[s
     return [name for name, _ in inside if name in found and not any(name.startswith(other + ".") for other in found)]
 
 
-def parts_of(model: nn.Module, modules: Iterable[str]) -> list[str]:
-    """The names of all layers in `modules` that have parameters of their own."""
-    inside = [(name, m) for name, m in model.named_modules() if any(name == w or name.startswith(w + ".") for w in modules)]
-    return [name for name, m in inside if any(True for _ in m.parameters(recurse=False))]
+def settings_of(
+    model: nn.Module, targets: str | list[str], whole: list[str], *, text: bool, unused: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The settings of a LoRA configuration that adapt `targets` and train `whole` whole.
+
+    PEFT adapts nothing that it trains whole. Older versions of it do, so these settings leave it out of the targets, too.
+
+    Args:
+        model, targets: as `check_targets` passed them.
+        whole, text: as of `trained_whole`.
+        unused: modules that the task does not use, which are not adapted either.
+    """
+    left_out = [*whole, *unused]
+    if not left_out:
+        return {}
+    settings: dict[str, Any] = {"modules_to_save": [name for name in whole if not (text and name in TEXT_HEADS)] or None}
+    if targets == ALL_LINEAR:
+        return settings | {
+            "target_modules": {name for name, m in outside(model, left_out) if isinstance(m, nn.Linear | Conv1D)}
+        }
+    kept = {name for name, _ in outside(model, left_out)}
+    also = [name for name, _ in model.named_modules() if name not in kept and any(_matches(t, name) for t in _parsed(targets))]
+    return settings | {"exclude_modules": also or None}
+
+
+def outside(model: nn.Module, whole: Iterable[str]) -> list[tuple[str, nn.Module]]:
+    """The modules that are neither the model itself nor in one of `whole`."""
+    within = [(name, name + ".") for name in whole]
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if name and not any(name == exact or name.startswith(start) for exact, start in within)
+    ]
 
 
 def check_targets(model: nn.Module, targets: str | list[str], whole: Iterable[str] = ()) -> None:
@@ -69,8 +98,7 @@ def check_targets(model: nn.Module, targets: str | list[str], whole: Iterable[st
         ConfigError: with the module names closest in spelling, or a name matches only what is trained whole.
     """
     whole = list(whole)
-    modules = [(name, module) for name, module in model.named_modules() if name]
-    modules = [(name, m) for name, m in modules if not any(name == w or name.startswith(w + ".") for w in whole)]
+    modules = outside(model, whole)
     if targets == ALL_LINEAR:
         if not any(isinstance(module, nn.Linear | Conv1D) for _, module in modules):
             what = f"{type(model).__name__} has no linear layer outside its head, so {ALL_LINEAR!r} adapts nothing"
@@ -80,7 +108,7 @@ def check_targets(model: nn.Module, targets: str | list[str], whole: Iterable[st
         return
     leaves = sorted({name.rpartition(".")[2] for name, m in modules if not list(m.children())})
     try:
-        for target in [re.compile(targets)] if isinstance(targets, str) else targets:
+        for target in _parsed(targets):
             if any(_matches(target, name) for name, _ in modules):
                 continue
             shown = f"target_modules={targets!r}" if isinstance(targets, str) else f"target module {target!r}"
@@ -88,10 +116,14 @@ def check_targets(model: nn.Module, targets: str | list[str], whole: Iterable[st
                 what = f"{shown} names only what is trained whole: {', '.join(whole)}"
                 raise ConfigError(what, remedy="leave it out, it is trained and saved anyway; or use 'all-linear'")
             near = did_you_mean(targets.rpartition(".")[2] if isinstance(targets, str) else str(target), leaves)
-            raise ConfigError(f"{shown} matches no module of {type(model).__name__}", remedy=near)
+            raise ConfigError(f"{shown} does not exist in {type(model).__name__}: it matches no module", remedy=near)
     except re.error as error:
         what = f"target_modules={targets!r} is not a valid regular expression: {error}"
         raise ConfigError(what, remedy="separate names with commas") from None
+
+
+def _parsed(targets: str | list[str]) -> Sequence[str | re.Pattern[str]]:
+    return [re.compile(targets)] if isinstance(targets, str) else targets
 
 
 def _matches(target: str | re.Pattern[str], name: str) -> bool:

@@ -102,7 +102,11 @@ class OpenRun:
         # what is new has the values that training began with, so that the base is evaluated as the run evaluated it
         loaded = self._load(0 if self.config is None else self.config.adapter_seed)
         self._check_saved(loaded.new)
-        model = PeftModel.from_pretrained(loaded.model, self.directory).eval()
+        try:
+            model = PeftModel.from_pretrained(loaded.model, self.directory).eval()
+        except KeyError as error:  # a module that is trained whole
+            what = f"the adapter's weights are damaged: there is no {error.args[0]}"
+            raise ModelError(what, where=str(self.directory), remedy="copy it again from where it was trained") from None
         return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def base(self) -> Any:

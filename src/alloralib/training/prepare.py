@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..adapters.elementwise import fuse_elementwise
 from ..adapters.methods import make_config
-from ..adapters.targets import TEXT_HEADS, check_targets, parts_of, trained_whole
+from ..adapters.targets import check_targets, settings_of, trained_whole
 from ..data.examples import Collate, build_examples, collator
 from ..data.labels import label_names
 from ..data.parts import Parts, load_parts
@@ -129,11 +129,9 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     check_targets(model, config.target_modules, whole)
     if config.gradient_checkpointing:
         check_checkpointing(model)
-    # PEFT adds the common names of a text classifier's head by itself
-    adapter_config.modules_to_save = [name for name in whole if not (text and name in TEXT_HEADS)] or None
     unused = [] if config.kind == "image-classification" else beside_the_text(model)
-    # without the first, older versions of PEFT adapt them, too
-    adapter_config.exclude_modules = parts_of(model, [*whole, *unused]) or None
+    for name, value in settings_of(model, config.target_modules, whole, text=text, unused=unused).items():
+        setattr(adapter_config, name, value)
     torch.manual_seed(config.adapter_seed)
     model = get_peft_model(model, adapter_config)
     keep_running_statistics(model)
