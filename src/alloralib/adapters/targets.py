@@ -68,9 +68,9 @@ def settings_of(
         return {}
     settings: dict[str, Any] = {"modules_to_save": [name for name in whole if not (text and name in TEXT_HEADS)] or None}
     if targets == ALL_LINEAR:
-        return settings | {
-            "target_modules": {name for name, m in outside(model, left_out) if isinstance(m, nn.Linear | Conv1D)}
-        }
+        _, output = embeddings_of(model)  # PEFT does not count it among all linear layers
+        inside = [(name, m) for name, m in outside(model, left_out) if m is not output]
+        return settings | {"target_modules": {name for name, m in inside if isinstance(m, nn.Linear | Conv1D)}}
     kept = {name for name, _ in outside(model, left_out)}
     also = [name for name, _ in model.named_modules() if name not in kept and any(_matches(t, name) for t in _parsed(targets))]
     return settings | {"exclude_modules": also or None}
