@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     from .errors import AlloraError
     from .ops.scale import row_norms, scale
     from .training import RunConfig, train
-    from .training.open_run import OpenRun, open_run
+    from .training.open_run import open_run
+    from .training.opened import OpenRun
 
 _WHERE = {
     "AlloraConfig": "adapters",
     "AlloraError": "errors",
     "VariantConfig": "adapters",
     "METHODS": "adapters",
-    "OpenRun": "training.open_run",
+    "OpenRun": "training.opened",
     "RunConfig": "training",
     "enable_allora": "adapters",
     "fast_paths": "adapters",

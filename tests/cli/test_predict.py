@@ -319,7 +319,7 @@ def test_a_file_appears_when_it_is_complete(run, tmp_path, capsys, monkeypatch) 
                 raise KeyboardInterrupt
             return predict(*arguments, **settings)
 
-        from alloralib.training.open_run import OpenRun
+        from alloralib.training.opened import OpenRun
 
         predict = OpenRun.predict_table
         patch.setattr(OpenRun, "predict_table", fails)

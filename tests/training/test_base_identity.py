@@ -15,8 +15,7 @@ from alloralib import load_config, open_run
 from alloralib.cli.main import main
 from alloralib.errors import ConfigError, ModelError
 from alloralib.records import RunRecord
-from alloralib.training import base_identity
-from alloralib.training import open_run as open_run_module
+from alloralib.training import base_identity, opened
 from alloralib.training.base_identity import (
     BaseIdentity,
     check_base,
@@ -275,14 +274,14 @@ def test_a_model_that_is_not_in_the_cache_yet_is_merged_in_its_own_dtype(run, ba
     snapshot, later = hub / "snapshots" / COMMITS[0], tmp_path / "later"
     AutoModelForCausalLM.from_pretrained(base).bfloat16().save_pretrained(snapshot)
     (snapshot / "model.safetensors").rename(later)
-    load_model = open_run_module.load_model
+    load_reported = opened.load_reported
 
     def download(*args: object, **settings: object):
         if later.exists():
             later.rename(snapshot / "model.safetensors")
-        return load_model(*args, **settings)
+        return load_reported(*args, **settings)
 
-    monkeypatch.setattr(open_run_module, "load_model", download)
+    monkeypatch.setattr(opened, "load_reported", download)
     open_run(run, model="some/llama", allow_other_base=True).export(tmp_path / "out", "merged")
     assert stored_dtype(str(tmp_path / "out")) == torch.bfloat16
 

@@ -51,7 +51,9 @@ def trained_whole(model: nn.Module, new: Iterable[str], *, text: bool) -> list[s
     return [name for name, _ in inside if name in found and not any(name.startswith(other + ".") for other in found)]
 
 
-def settings_of(model: nn.Module, targets: str | list[str], whole: list[str], *, text: bool) -> dict[str, Any]:
+def settings_of(
+    model: nn.Module, targets: str | list[str], whole: list[str], *, text: bool, unused: Iterable[str] = ()
+) -> dict[str, Any]:
     """The settings of a LoRA configuration that adapt `targets` and train `whole` whole.
 
     PEFT adapts nothing that it trains whole. Older versions of it do, so these settings leave it out of the targets, too.
@@ -59,13 +61,17 @@ def settings_of(model: nn.Module, targets: str | list[str], whole: list[str], *,
     Args:
         model, targets: as `check_targets` passed them.
         whole, text: as of `trained_whole`.
+        unused: modules that the task does not use, which are not adapted either.
     """
-    if not whole:
+    left_out = [*whole, *unused]
+    if not left_out:
         return {}
     settings: dict[str, Any] = {"modules_to_save": [name for name in whole if not (text and name in TEXT_HEADS)] or None}
     if targets == ALL_LINEAR:
-        return settings | {"target_modules": {name for name, m in outside(model, whole) if isinstance(m, nn.Linear | Conv1D)}}
-    kept = {name for name, _ in outside(model, whole)}
+        _, output = embeddings_of(model)  # PEFT does not count it among all linear layers
+        inside = [(name, m) for name, m in outside(model, left_out) if m is not output]
+        return settings | {"target_modules": {name for name, m in inside if isinstance(m, nn.Linear | Conv1D)}}
+    kept = {name for name, _ in outside(model, left_out)}
     also = [name for name, _ in model.named_modules() if name not in kept and any(_matches(t, name) for t in _parsed(targets))]
     return settings | {"exclude_modules": also or None}
 

@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from .quiet import quiet
 
 if TYPE_CHECKING:
-    from ..training.open_run import OpenRun
+    from ..training.opened import OpenRun
 
 
 def add_run(

@@ -11,7 +11,7 @@ from ..data.forms import PARTS, flag
 from .arguments import add_json, add_run, check_minimum, open_chosen
 
 if TYPE_CHECKING:
-    from ..training.open_run import PairedEvaluation
+    from ..training.opened import PairedEvaluation
 
 HELP = "score the base and the tuned model on the same rows"
 DESCRIPTION = """\

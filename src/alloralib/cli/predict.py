@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..data.forms import Columns
     from ..data.table import Table
     from ..data.unlabeled import Unlabeled
-    from ..training.open_run import OpenRun
+    from ..training.opened import OpenRun
 
 HELP = "predict the class of unlabelled rows, or answer them"
 DESCRIPTION = """\

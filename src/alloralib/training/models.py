@@ -28,6 +28,7 @@ from ..data.bundled import path_in_package
 from ..data.cache import cache_dir
 from ..data.forms import LANGUAGE, Kind
 from ..errors import ModelError, did_you_mean
+from .suitable import check_kind
 
 
 @dataclass(frozen=True)
@@ -135,15 +136,23 @@ def load_tokenizer(path: str) -> Any:
 
 
 def load_processor(path: str, task: Kind) -> Any:
-    """What turns rows into tensors: an image processor for images, else a tokenizer.
+    """What turns rows into tensors: an image processor for images, else a tokenizer. A classifier's pads on the right.
 
     Raises:
         ModelError: the model has none.
     """
-    if task != "image-classification":
-        return load_tokenizer(path)
-    with _loading(path):
-        return AutoImageProcessor.from_pretrained(path)
+    if task == "image-classification":
+        with _loading(path):
+            return AutoImageProcessor.from_pretrained(path)
+    tokenizer = load_tokenizer(path)
+    if task == "classification" and not (Path(path) / "adapter_config.json").is_file():  # a run keeps what it was trained with
+        with _loading(path):
+            config = AutoConfig.from_pretrained(path)
+        # On the left, padding would shift the positions of models that count from the first token (GPT-2). XLNet takes the
+        # last position for the end of the row, padding or not.
+        if getattr(config, "summary_type", None) != "last":
+            tokenizer.padding_side = "right"
+    return tokenizer
 
 
 def load_model(path: str, *, task: Kind, labels: list[str] | None, dtype: torch.dtype, pad_token_id: int | None) -> Any:
@@ -167,6 +176,9 @@ def load_reported(
     """
     # with a report, a weight of another shape is new; without, it is an error that does not say what to do
     settings: dict[str, Any] = {"ignore_mismatched_sizes": True, "use_safetensors": True, "output_loading_info": True}
+    with _loading(path):
+        config = AutoConfig.from_pretrained(path)
+    check_kind(config, task, path)
     with _loading(path):
         if task in LANGUAGE:
             found: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **settings)

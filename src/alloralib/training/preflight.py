@@ -20,8 +20,9 @@ from . import compiling
 from .batches import BucketBatches, lengths_of
 from .config import RunConfig
 from .limits import check_pixels
-from .prepare import Run
+from .prepare import Run, tables_of
 from .state import random_state, set_random
+from .suitable import check_causal, check_ends
 from .trainer import RunTrainer
 
 _SHOWN_TOKENS = 400
@@ -39,12 +40,16 @@ def preflight(trainer: RunTrainer) -> dict[str, Any]:
     run, found = trainer.run, {}
     rows, config, warnings = run.examples["train"], run.config, list(run.notes)
     if config.is_language:
+        with compiling.eagerly(config.compile):
+            check_causal(trainer.model, config.model)
         found["example"] = _marked(rows[0], run.processor)
         _check_trained_tokens(rows, run.processor, warnings, config.kind)
         if config.columns.messages is not None:
             warnings += special_tokens_in_text(run.parts.train, config.columns.messages, run.processor)
     else:
         if config.task == "classification":
+            for part, table in tables_of(run.parts).items():
+                check_ends(run.model.config, run.examples[part], table.where)
             found["example"] = run.processor.decode(rows[0]["input_ids"]) + f"  ->  {rows[0]['labels']}"
         _check_labels(rows, run.model.config.num_labels)
     if config.task == "image-classification":

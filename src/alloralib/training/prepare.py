@@ -39,6 +39,7 @@ from .limits import fit_length, fit_tokenizer, read_limits
 from .models import load_processor, load_reported, locate, public_name
 from .processes import is_main_process
 from .state import RunState
+from .suitable import beside_the_text, check_checkpointing
 
 _TASK_TYPES = {"classification": TaskType.SEQ_CLS, "image-classification": None}
 
@@ -155,7 +156,10 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     text = config.kind == "classification"
     whole = [] if config.is_language else trained_whole(model, new, text=text)
     check_targets(model, config.target_modules, whole)
-    for name, value in settings_of(model, config.target_modules, whole, text=text).items():
+    if config.gradient_checkpointing:
+        check_checkpointing(model)
+    unused = [] if config.kind == "image-classification" else beside_the_text(model)
+    for name, value in settings_of(model, config.target_modules, whole, text=text, unused=unused).items():
         setattr(adapter_config, name, value)
     torch.manual_seed(config.adapter_seed)
     model = get_peft_model(model, adapter_config)
