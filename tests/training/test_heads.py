@@ -153,7 +153,7 @@ def test_sixteen_bits_and_gradient_checkpointing(runs, name: str, tmp_path, caps
     flags = {"task": written.task, "model": written.model, "data": written.data, "max_steps": 2, "test_share": 0.2}
     words = command(tmp_path, **flags, target_modules=",".join(written.target_modules) if name == "resnet" else "all-linear")
     if name != "vit":
-        message = r"does not support gradient checkpointing[\s\S]*leave it out"
+        message = r"does not support it[\s\S]*leave it out"
         refused([*words, "--gradient-checkpointing"], tmp_path, capsys, message)
     assert main([*words, "--dtype", "bfloat16"]) == 0
     assert config(tmp_path / "run", "model_config/config.json")["dtype"] == "bfloat16"

@@ -63,12 +63,11 @@ def fit_length(asked: int | None, limits: Limits | None, model: str) -> tuple[in
     return positions, [f"max_length is {positions}, not {DEFAULT_LENGTH}: the model can take no more tokens"]
 
 
-def fit_tokenizer(tokenizer: Any, limits: Limits | None, kind: Kind) -> list[str]:
+def fit_tokenizer(tokenizer: Any, limits: Limits | None) -> list[str]:
     """Change what a tokenizer adds to a text and its model cannot take; returns what was changed.
 
     - A padding token without an embedding is replaced by the one of the model's configuration, else by the end of text.
       Padding is masked, so its embedding makes no difference.
-    - A classifier that looks up positions is padded on the right, or a text's positions would depend on its batch.
     - Token type ids are left out if the model takes none, or has no embedding for the second text of a pair.
 
     Raises:
@@ -82,8 +81,6 @@ def fit_tokenizer(tokenizer: Any, limits: Limits | None, kind: Kind) -> list[str
         token = _padding(tokenizer, limits)
         said.append(f"no embedding for the padding token {tokenizer.pad_token!r} (id {pad}): {token!r} pads instead")
         tokenizer.pad_token = token
-    if kind == "classification" and limits.positions is not None:
-        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # the second is what is saved with it
     names = list(tokenizer.model_input_names)
     if "token_type_ids" in names and limits.token_types is not None and limits.token_types < 2:
         tokenizer.model_input_names = [name for name in names if name != "token_type_ids"]

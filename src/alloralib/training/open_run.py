@@ -66,7 +66,7 @@ def open_run(
     own = any((directory / name).is_file() for name in ("tokenizer_config.json", "preprocessor_config.json"))
     processor = load_processor(str(directory) if own else base_path, kind)
     limits = read_limits(base_path, kind, processor)
-    fit_tokenizer(processor, limits, kind)
+    fit_tokenizer(processor, limits)
     if config is not None and config.chat_date is not None:
         set_date(processor, config.chat_date)
     weights_dtype = getattr(torch, dtype or (config.dtype if config else "float32"))

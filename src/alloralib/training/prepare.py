@@ -122,7 +122,7 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     processor = load_processor(path, config.kind)
     limits = read_limits(path, config.kind, processor)
     max_length, notes = fit_length(config.max_length, limits, config.model)
-    notes += fit_tokenizer(processor, limits, config.kind)
+    notes += fit_tokenizer(processor, limits)
     parts = _load_parts(config)
     tables = tables_of(parts)
     checkpoint = read_latest(directory.checkpoints) if resume else None
@@ -147,11 +147,6 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     if is_main_process():
         state.set_base(config.model, path, checkpoint)
     model.name_or_path = public_name(config.model)  # what PEFT writes as the adapter's base
-    if config.gradient_checkpointing and not model.supports_gradient_checkpointing:
-        what = f"{type(model).__name__} does not support gradient checkpointing"
-        raise ConfigError(
-            what, where="--gradient-checkpointing", remedy="leave it out; a smaller --batch-size needs less memory"
-        )
     base_parameters = sum(p.numel() for p in model.parameters())
     text = config.kind == "classification"
     whole = [] if config.is_language else trained_whole(model, new, text=text)
