@@ -12,12 +12,14 @@ from alloralib.errors import DataError
 
 SOURCE = Path(alloralib.__file__).parent
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]")
-OTHER_COMMANDS = {  # flags in the text that are of pip, of lm_eval and of the command itself
+OTHER_COMMANDS = {  # flags in the text that are of pip, other commands and the command itself
     "--no-deps",
     "--version",
     "--help",
     *("--outfile", "--outtype", "--base"),  # of the converter of llama.cpp
     "--nproc-per-node",  # of torchrun
+    "--max-lora-rank",  # of vLLM
+    *("--revision", "--local-dir"),  # of hf download
 }
 
 

@@ -99,7 +99,7 @@ def test_stock_peft_gives_the_same_logits_in_a_fresh_process_with_any_seed(runs)
             inputs = dict(run.processor(texts, padding=True, return_tensors="pt"))
             inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
         else:
-            inputs = run._data.example_inputs(3)[0][0]
+            inputs = run.data.example_inputs(3)[0][0]
         torch.save(inputs, runs / name / "inputs.pt")
         with torch.no_grad():
             expected[name] = run.model(**inputs).logits
@@ -140,7 +140,7 @@ def test_a_pooler_that_was_not_saved_is_no_longer_hidden_by_a_seed(runs, tmp_pat
     refused(["export", str(run), "--format", "peft", "--output", str(tmp_path / "out")], tmp_path, capsys, "random values")
     for export in (export_peft, export_merged):
         with pytest.raises(MergeError, match="differ from the trained"):
-            export(run, tmp_path / "out", load_base=opened.base, inputs=opened._data.example_inputs()[0])
+            export(run, tmp_path / "out", load_base=opened.base, inputs=opened.data.example_inputs()[0])
     (run / "record.json").unlink()
     with pytest.raises(ModelError, match=r"random values[\s\S]*train again"):
         open_run(run).predict("film good")

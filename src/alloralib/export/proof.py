@@ -84,11 +84,12 @@ class Trained:
         """
         model = load_adapter(load_base(), adapter)
         expected = logits(model, inputs)
-        for module in model.modules():  # not `disable_adapter`, which also takes away the head: a new one changes every logit
-            if isinstance(module, LoraLayer):
-                module.enable_adapters(False)
-        untouched = logits(model, inputs)
-        change = _largest(expected, untouched)
+        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        for layer in layers:  # not `disable_adapter`, which also takes away the head: a new one changes every logit
+            layer.enable_adapters(False)
+        change = _largest(expected, logits(model, inputs))
+        for layer in layers:
+            layer.enable_adapters(True)
         if not change > 0:
             raise MergeError(
                 "the adapter changes no logit: it was never trained (BA = 0), and the result would be the base model",
