@@ -127,7 +127,7 @@ def test_names_that_differ_in_case_are_said() -> None:
     assert label_notes(["Neg", "pos"], []) == []
     assert "differ in case only, and are different classes" in label_notes(["Pos", "neg", "pos"], [])[0]
     assert "(POS, NEG); the data has pos, neg, which differ in case only" in label_notes(["pos", "neg"], ["POS", "NEG"])[0]
-    assert "which are others" in label_notes(["a", "b"], ["POS", "NEG"])[0]
+    assert "so it gets a new head" in label_notes(["a", "b"], ["POS", "NEG"])[0]
     assert label_notes(["pos", "neg"], ["pos", "neg"]) == []
 
 

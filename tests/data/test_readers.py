@@ -364,3 +364,11 @@ def test_selected_rows_still_know_their_place_in_the_file() -> None:
     assert table.take([1, 3, 5]).take([2]).where(0) == "a.parquet, row 6"
     lined = Table("a.csv", "0", {"text": list("abc")}, [2, 3, 7]).take([2])
     assert lined.where(0) == "a.csv, row 3 (line 7)"
+
+
+def test_a_quoted_empty_text_of_a_file_with_one_column_is_a_row(tmp_path) -> None:
+    """pandas writes it so; the rows behind it keep their numbers."""
+    (tmp_path / "one.csv").write_text('text\nfirst\n""\n\nthird\n')
+    columns, lines = read_file(tmp_path / "one.csv")
+    assert columns == {"text": ["first", "", "third"]}
+    assert lines == [2, 3, 5]

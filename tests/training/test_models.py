@@ -8,6 +8,14 @@ import pytest
 import torch
 from peft import PeftConfig
 from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from alloralib import open_run
 from alloralib.cli.main import main
@@ -17,6 +25,7 @@ from alloralib.training.models import BUNDLED_MODELS, BundledModel, load_model, 
 
 from ..classifiers import TEXTS, save_text
 from ..cli.commands import refused
+from ..tiny import SHAPE
 from ..trained import RUNS, command
 
 MAPS = Path("/proc/self/maps")
@@ -111,3 +120,37 @@ def test_a_damaged_file_of_a_model_is_named(tmp_path, capsys) -> None:
     words = command(tmp_path, model=model, max_steps=2, **(RUNS["classification"](tmp_path) | {"learning_rate": 0.02}))
     file.write_bytes(file.read_bytes()[:-100])
     assert str(tmp_path / "model") in refused(words, tmp_path, capsys, "cannot be loaded")
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "vit"])
+def test_a_trained_head_is_kept_in_its_own_order_only(architecture: str, tmp_path) -> None:
+    """Its rows belong to its classes: with others, or with these in another order, it would answer with the wrong names."""
+    names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
+    config, classifier = {
+        "bert": (BertConfig(vocab_size=40, **SHAPE, **names), BertForSequenceClassification),
+        "llama": (LlamaConfig(vocab_size=40, pad_token_id=0, **SHAPE, **names), LlamaForSequenceClassification),
+        "vit": (ViTConfig(image_size=8, patch_size=4, **SHAPE, **names), ViTForImageClassification),
+    }[architecture]
+    head = "score" if architecture == "llama" else "classifier"
+    model = classifier(config)
+    torch.nn.init.normal_(model.get_submodule(head).weight, mean=3)
+    model.save_pretrained(tmp_path)
+    kind = "image-classification" if architecture == "vit" else "classification"
+
+    def loaded(*labels: str):
+        torch.manual_seed(1)
+        return load_reported(str(tmp_path), task=kind, labels=list(labels), dtype=torch.float32, pad_token_id=0)
+
+    trained = model.get_submodule(head).weight
+    for renewed in (("pos", "neg"), ("bad", "good"), ("neg", "neutral", "pos")):
+        found = loaded(*renewed)
+        assert f"{head}.weight" in found.new
+        assert found.model.get_submodule(head).weight.abs().max() < 1
+        assert found.model.config.id2label == dict(enumerate(renewed))
+        body = (p for name, p in found.model.named_parameters() if not name.startswith(head))
+        own = (p for name, p in model.named_parameters() if not name.startswith(head))
+        assert all(torch.equal(one, other) for one, other in zip(body, own, strict=True))
+    # last: the new weights above are not written to the file, which is mapped into memory
+    for kept in (("neg", "pos"), ("NEG", "Pos")):
+        assert loaded(*kept).new == []
+        assert torch.equal(loaded(*kept).model.get_submodule(head).weight, trained)

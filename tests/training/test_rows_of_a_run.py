@@ -53,7 +53,7 @@ def test_other_classes_than_the_bases_are_said(named: str, tmp_path) -> None:
     rows = [{"text": text, "label": "good" if good else "bad"} for text, good in sentences(40)]
     record = train(RunConfig.of(settings(tmp_path, named) | {"data": jsonl(tmp_path / "other.jsonl", rows)}))
     assert record.data["labels"] == ["bad", "good"]
-    assert "the model has own classes (pos, neg); the data has bad, good, which are others" in record.preflight["warnings"]
+    assert "the model has own classes (pos, neg); the data has bad, good, so it gets a new head" in record.preflight["warnings"]
 
 
 @pytest.mark.parametrize("way", ["command", "Python"])

@@ -48,7 +48,9 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.reader(rest(), delimiter=separator, strict=True)
     try:
         header = _names(next(reader, []), f"{path}, line {skipped + reader.line_num}")
-        for number, row in enumerate(filter(any, reader), start=1):
+        # of a file with one column, a quoted empty text is a row, and an empty line is none
+        rows = (row for row in reader if any(row) or len(row) == len(header) == 1)
+        for number, row in enumerate(rows, start=1):
             line = skipped + reader.line_num
             yield line, _row(row, header, separator, f"{path}, row {number} (line {line})")
     except csv.Error as error:

@@ -130,6 +130,15 @@ def in_order_of_base(names: list[str], base: Sequence[str]) -> list[str]:
     return names
 
 
+def are_classes_of_base(names: Sequence[str], base: Sequence[str]) -> bool:
+    """Whether classes are those of the base model in its own order, case aside.
+
+    >>> are_classes_of_base(["neg", "pos"], ["NEG", "POS"]), are_classes_of_base(["pos", "neg"], ["neg", "pos"])
+    (True, False)
+    """
+    return [_form_of(name).casefold() for name in base] == [name.casefold() for name in names]
+
+
 def label_ids(table: Table, column: str, names: list[str]) -> list[int]:
     """The index of every row's class in `names`.
 
@@ -163,10 +172,8 @@ def label_notes(names: list[str], base: Sequence[str]) -> list[str]:
         for group in groups.values()
         if len(group) > 1
     ]
-    own = [_form_of(name) for name in base]
-    if base and own != names:
-        same = [name.casefold() for name in own] == [name.casefold() for name in names]
-        about = "which differ in case only, in that order" if same else "which are others"
+    if base and [_form_of(name) for name in base] != names:
+        about = "which differ in case only, in that order" if are_classes_of_base(names, base) else "so it gets a new head"
         notes.append(f"the model has own classes ({_some(base)}); the data has {_some(names)}, {about}")
     return notes
 

@@ -27,6 +27,7 @@ from ..adapters.targets import embeddings_of
 from ..data.bundled import path_in_package
 from ..data.cache import cache_dir
 from ..data.forms import LANGUAGE, Kind
+from ..data.labels import are_classes_of_base
 from ..errors import ModelError, did_you_mean
 from .suitable import check_kind
 
@@ -155,6 +156,16 @@ def load_processor(path: str, task: Kind) -> Any:
     return tokenizer
 
 
+def classes_of(path: str) -> list[str]:
+    """The class names in a model's configuration; empty if it has none or only numbers them (LABEL_0, ...)."""
+    try:
+        names = dict(getattr(AutoConfig.from_pretrained(path), "id2label", None) or {})
+    except (OSError, ValueError, KeyError):  # loading the model says what is wrong
+        return []
+    numbered = all(name == f"LABEL_{index}" for index, name in names.items())
+    return [] if numbered else [str(names[index]) for index in sorted(names)]
+
+
 def load_model(path: str, *, task: Kind, labels: list[str] | None, dtype: torch.dtype, pad_token_id: int | None) -> Any:
     """The model of `load_reported`, without the report."""
     return load_reported(path, task=task, labels=labels, dtype=dtype, pad_token_id=pad_token_id).model
@@ -164,6 +175,8 @@ def load_reported(
     path: str, *, task: Kind, labels: list[str] | None, dtype: torch.dtype, pad_token_id: int | None
 ) -> Loaded:  # fmt: skip
     """The model for a task, from safetensors only. What its file lacks is drawn from torch's global generator.
+
+    So is the output layer of a classifier that was trained for other classes, or for these in another order.
 
     Args:
         task: its kind.
@@ -194,6 +207,9 @@ def load_reported(
                 auto = AutoModelForSequenceClassification
             found = auto.from_pretrained(path, config=config, dtype=dtype, **settings)
     loaded = _reported(*found)
+    own = [] if labels is None else classes_of(path)
+    if own and not are_classes_of_base(labels or [], own):
+        _renew_output_layer(loaded)
     if task == "image-classification":  # only some of these models do it themselves
         loaded.model.register_forward_pre_hook(_cast_pixels, with_kwargs=True)
     lacking = loaded.new if task in LANGUAGE else _lacking_in_the_body(loaded)
@@ -214,6 +230,18 @@ def _cast_pixels(model: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, di
 def _reported(model: Any, report: dict[str, Any]) -> Loaded:
     absent = set(report["missing_keys"]) | {name for name, *_ in report["mismatched_keys"]}
     return Loaded(model, [name for name, _ in model.named_parameters() if name in absent])
+
+
+def _renew_output_layer(loaded: Loaded) -> None:
+    """Draw the layer that makes a classifier's logits anew, as transformers does: its rows belong to other classes."""
+    model, new = loaded
+    for name, module in model.named_modules():
+        beside = not name.startswith(model.base_model_prefix + ".")
+        if beside and isinstance(module, nn.Linear) and module.out_features == model.config.num_labels:
+            nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", 0.02))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            new += [f"{name}.{parameter}" for parameter, _ in module.named_parameters() if f"{name}.{parameter}" not in new]
 
 
 def _lacking_in_the_body(loaded: Loaded) -> list[str]:

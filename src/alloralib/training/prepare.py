@@ -12,7 +12,6 @@ import datasets
 import torch
 from peft import TaskType, get_peft_model
 from tqdm import tqdm
-from transformers import AutoConfig
 
 from ..adapters.elementwise import fuse_elementwise
 from ..adapters.methods import make_config
@@ -36,7 +35,7 @@ from .compiling import check_compiling, compile_blocks, eagerly
 from .config import DEFAULT_TEST_SHARE, RunConfig
 from .directory import RunDirectory
 from .limits import fit_length, fit_tokenizer, read_limits
-from .models import load_processor, load_reported, locate, public_name
+from .models import classes_of, load_processor, load_reported, locate, public_name
 from .processes import is_main_process
 from .state import RunState
 from .suitable import beside_the_text, check_checkpointing
@@ -132,7 +131,7 @@ def prepare(config: RunConfig, directory: RunDirectory, signals: StopOnSignal, *
     config = _with_chat_date(config, processor, state)
     labels = None
     if not config.is_language:
-        own = _classes_of(path)
+        own = classes_of(path)
         labels = class_names(config, parts, own)
         parts = replace(parts, notes=(*parts.notes, *label_notes(labels, own)))
     examples = _tokenized(config, tables, processor, labels, max_length)
@@ -186,16 +185,6 @@ def class_names(config: RunConfig, parts: Parts, base: list[str]) -> list[str]:
     known = REGISTRY.get(config.data)
     declared = None if known is None else known.labels
     return in_order_of_base(label_names(parts.train, config.columns.label or "label", declared), base)
-
-
-def _classes_of(path: str) -> list[str]:
-    """The class names in a base model's configuration; empty if it has none or only numbers them (LABEL_0, ...)."""
-    try:
-        names = dict(getattr(AutoConfig.from_pretrained(path), "id2label", None) or {})
-    except (OSError, ValueError, KeyError):  # loading the model says what is wrong
-        return []
-    numbered = all(name == f"LABEL_{index}" for index, name in names.items())
-    return [] if numbered else [str(names[index]) for index in sorted(names)]
 
 
 def keep_running_statistics(model: Any) -> None:
