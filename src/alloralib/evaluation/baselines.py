@@ -4,8 +4,8 @@
     tf-idf          logistic regression on TF-IDF of words and pairs of words; no language model
     linear probe    logistic regression on the features of the frozen model (their mean over tokens)
 
-They read the training rows only, and are scored on the test rows like the trained model. The L2 penalty of a logistic regression
-is chosen by cross-validation on the training rows.
+They read the training rows only, and are scored on the test rows like the trained model. The L2 penalty of a logistic
+regression is chosen by cross-validation on the training rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .metrics import Evaluation, classification_metrics
 
 MAJORITY, TFIDF, PROBE = "majority", "tf-idf", "linear probe"
 _FOLDS = 5
-_PENALTIES = np.logspace(-3, 2, 6)
+_PENALTIES: Any = np.logspace(-3, 2, 6)
 """C of scikit-learn, the inverse of the L2 penalty, for features whose root mean square is 1."""
 _ITERATIONS = 200
 
