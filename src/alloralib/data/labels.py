@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from ..errors import DataError, did_you_mean
 from .table import Table
 
@@ -55,12 +53,3 @@ def label_ids(table: Table, column: str, names: list[str]) -> list[int]:
             what = f"label {name!r} is none of the {len(names)} classes trained on"
             raise DataError(what, where=table.where(row), remedy=did_you_mean(name, names))
     return [known[name] for name in found]
-
-
-def majority_share(names: list[str]) -> float:
-    """The share of the most frequent class: the accuracy of always predicting it.
-
-    >>> majority_share(["a", "b", "a", "a"])
-    0.75
-    """
-    return max(Counter(names).values()) / len(names)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from ..adapters.methods import DEFAULT_ETA
-from ..data.labels import labels, majority_share
 from ..ops.family import METHODS
 from ..records import RECORD_FILE, RunRecord
 from .config import RunConfig
@@ -52,12 +51,14 @@ def write_results(trainer: RunTrainer, record: RunRecord, answers: list[dict[str
 
 
 def make_record(
-    trainer: RunTrainer, metrics: dict[str, dict[str, float]], found: dict[str, Any], seconds: dict[str, float]
-) -> RunRecord:
+    trainer: RunTrainer, metrics: dict[str, dict[str, float]], baselines: dict[str, dict[str, float]], found: dict[str, Any],
+    seconds: dict[str, float],
+) -> RunRecord:  # fmt: skip
     """The record of a run.
 
     Args:
         metrics: on the test rows, before and after training.
+        baselines: metrics of simpler tools on the test rows, by name.
         found: by the preflight.
         seconds: by phase.
     """
@@ -68,8 +69,7 @@ def make_record(
     }
     data["removed"] = run.parts.removed
     if run.labels is not None:
-        truth = labels(run.parts.test, config.columns.label or "label")
-        data |= {"labels": run.labels, "majority": majority_share(truth)}
+        data["labels"] = run.labels
     return RunRecord(
         config=config.model_dump(exclude_none=True),
         command=config.command(),
@@ -90,6 +90,7 @@ def make_record(
         validation={"history": run.state.validation, "best_step": run.state.best_step},
         rule=run.state.rule,
         seconds=seconds | {"train": round(run.state.seconds, 3)},
+        baselines=baselines,
     )  # fmt: skip
 
 
