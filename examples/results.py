@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from alloralib.records import RunRecord
+from alloralib.reporting.baselines import answers
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
@@ -72,7 +73,9 @@ def page() -> str:
         data, before, after = record.data, record.metrics["before"], record.metrics["after"]
         rows = " / ".join(f"{data[part]['rows']:,}" if part in data else "-" for part in ("train", "validation", "test"))
         score, floor = (
-            ("accuracy", data.get("majority") or before.get("chance")) if "accuracy" in after else ("loss per token", None)
+            ("accuracy", answers(record).get("majority", {"accuracy": before.get("chance")})["accuracy"])
+            if "accuracy" in after
+            else ("loss per token", None)
         )
         lines.append(
             f"| {name} | {record.model['name']} | {rows} | {score} | {'-' if floor is None else f'{floor:.3f}'} "

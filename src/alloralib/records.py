@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class RunRecord:
         validation: `history` (step and metrics) and `best_step`, whose weights were kept; None without validation rows.
         rule: per recorded step: step, and by layer the mean and largest row norm of BA, the smallest and mean scale.
         seconds: wall-clock by phase.
+        baselines: metrics of simpler tools on the test rows, by name (`evaluation.baselines`); none for language models.
     """
 
     config: dict[str, Any]
@@ -51,6 +52,7 @@ class RunRecord:
     validation: dict[str, Any]
     rule: list[dict[str, Any]]
     seconds: dict[str, float]
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     format: int = FORMAT
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -74,7 +76,7 @@ class RunRecord:
         if not isinstance(content, dict) or content.get("format") != FORMAT:  # pyright: ignore[reportUnknownMemberType]
             raise RecordError("not a record of this version", where=where, remedy="run it again, or update alloralib")
         keys: set[str] = set(content)  # pyright: ignore[reportUnknownArgumentType]
-        if keys != known:
-            odd = ", ".join(sorted(keys ^ known))
+        if keys | {"baselines"} != known:  # which records of 0.2.0 do not have
+            odd = ", ".join(sorted((keys | {"baselines"}) ^ known))
             raise RecordError(f"missing or unknown entries: {odd}", where=where, remedy="run it again")
         return cls(**content)  # pyright: ignore[reportUnknownArgumentType]

@@ -60,7 +60,9 @@ def test_classification(trained, capsys) -> None:
     run = trained("classification")
     assert contents(run) >= FILES
     record = RunRecord.read(run / "record.json")
-    assert record.metrics["after"]["accuracy"] > max(record.metrics["before"]["accuracy"], record.data["majority"])
+    assert record.metrics["after"]["accuracy"] > max(
+        record.metrics["before"]["accuracy"], record.baselines["majority"]["accuracy"]
+    )
     assert [entry["step"] for entry in record.history] == list(range(1, 31))
     assert all(math.isfinite(entry["loss"]) and entry["tokens"] > 0 for entry in record.history)
     assert record.data["labels"] == ["neg", "pos"]

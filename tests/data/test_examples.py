@@ -13,7 +13,7 @@ from alloralib.data.choices import questions
 from alloralib.data.examples import build_examples, collator
 from alloralib.data.forms import Columns
 from alloralib.data.images import image_sources
-from alloralib.data.labels import label_ids, label_names, labels, majority_share
+from alloralib.data.labels import label_ids, label_names, labels
 from alloralib.data.parts import load_parts
 from alloralib.data.registry import REGISTRY
 from alloralib.data.table import Table, read_table
@@ -83,7 +83,6 @@ def test_classes_are_numbered_the_same_every_time() -> None:
         label_ids(table(label=["A"]), "label", ["a", "b", "c"])
     with pytest.raises(DataError, match="one class only, 'a'"):
         label_names(table(label=["a", "a"]), "label")
-    assert majority_share(["a", "b", "a"]) == 2 / 3
 
 
 # multiple choice

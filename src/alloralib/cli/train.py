@@ -119,15 +119,18 @@ def _decorate(record: RunRecord, directory: Path) -> None:
 
 def summary(record: RunRecord, directory: str) -> str:
     """The result of a finished run in a few lines."""
+    from ..reporting.baselines import answers, shortfall
+
     before, after = record.metrics["before"], record.metrics["after"]
     rows = record.data["test"]["rows"]
     if "accuracy" in after:
         lines = [f"accuracy on {rows} test rows"]
-        if "majority" in record.data:
-            lines.append(f"  majority class  {record.data['majority']:.3f}")
-        for when, scores in (("before", before), ("after", after)):
-            interval = f"95 % interval {scores['accuracy_low']:.3f} to {scores['accuracy_high']:.3f}"
-            lines.append(f"  {when:<16}{scores['accuracy']:.3f}  ({interval})")
+        for name, scores in answers(record).items():
+            low, high = scores.get("accuracy_low"), scores.get("accuracy_high")
+            interval = "" if low is None else f"  (95 % interval {low:.3f} to {high:.3f})"
+            lines.append(f"  {name:<16}{scores['accuracy']:.3f}{interval}")
+        if short := shortfall(record):
+            lines.append(f"  {short}")
     else:
         lines = [f"loss per token on {rows} test rows ({after['tokens']:,} tokens)"]
         for when, scores in (("before", before), ("after", after)):

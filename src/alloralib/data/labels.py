@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
@@ -180,15 +179,6 @@ def label_notes(names: list[str], base: Sequence[str]) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def majority_share(names: list[str]) -> float:
-    """The share of the most frequent class: the accuracy of always predicting it.
-
-    >>> majority_share(["a", "b", "a", "a"])
-    0.75
-    """
-    return max(Counter(names).values()) / len(names)
 
 
 def _form_of(name: str) -> str:

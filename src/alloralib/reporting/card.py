@@ -9,6 +9,7 @@ import yaml
 
 from ..files import write_text
 from ..records import MODEL_CONFIG, RunRecord
+from .baselines import answers, shortfall
 
 
 def write_card(record: RunRecord, path: str | os.PathLike[str]) -> None:
@@ -38,12 +39,7 @@ def card(record: RunRecord) -> str:
         "",
         "## Result on the test rows",
         "",
-        "| | before | after |",
-        "|---|---|---|",
-        *(
-            f"| {name.replace('_', ' ')} | {_number(record.metrics['before'].get(name))} | {_number(value)} |"
-            for name, value in record.metrics["after"].items()
-        ),
+        *_table(record),
         "",
         _about_rows(record),
         "",
@@ -65,6 +61,16 @@ def card(record: RunRecord) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _table(record: RunRecord) -> list[str]:
+    """Every metric of the baselines, and of the model before and after training."""
+    columns = answers(record)
+    lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
+    for name in record.metrics["after"]:
+        values = " | ".join(_number(metrics.get(name)) for metrics in columns.values())
+        lines.append(f"| {name.replace('_', ' ')} | {values} |")
+    return lines
+
+
 def _about_rows(record: RunRecord) -> str:
     data = record.data
     train, test, removed = data["train"], data["test"], sum(data["removed"].values())
@@ -77,8 +83,8 @@ def _about_rows(record: RunRecord) -> str:
             f"The weights are those of step {record.validation['best_step']}, which had the lowest loss on "
             f"{data['validation']['rows']:,} validation rows."
         )
-    if data.get("majority") is not None:
-        sentences.append(f"Always predicting the most frequent class has an accuracy of {data['majority']:.3f}.")
+    if short := shortfall(record):
+        sentences.append(short[0].upper() + short[1:] + ".")
     return " ".join(sentences)
 
 

@@ -122,6 +122,9 @@ class RunConfig(BaseModel):
     rule_every: Positive | None = Field(
         default=None, description=f"steps between records of the rule's state per layer [1/{DEFAULT_CHECKPOINTS} of the run]"
     )
+    skip_baselines: bool = Field(
+        default=False, description="compare a classifier with the majority class only, not with TF-IDF and a linear probe"
+    )
     report_to: list[Reporter] = Field(default_factory=list, description="log to tensorboard, wandb, trackio too (with commas)")
 
     adapter_seed: Seed = Field(default=0, description="seed of the adapter's and a new head's initial weights")

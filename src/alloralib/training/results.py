@@ -17,7 +17,6 @@ from transformers import GenerationConfig
 from ..adapters.methods import DEFAULT_ETA
 from ..adapters.rule import rule_of
 from ..adapters.sidecar import write_sidecar
-from ..data.labels import labels, majority_share
 from ..data.stops import stops
 from ..evaluation.generation import set_end_tokens
 from ..ops.family import METHODS
@@ -71,12 +70,14 @@ def write_results(trainer: RunTrainer, record: RunRecord, answers: list[dict[str
 
 
 def make_record(
-    trainer: RunTrainer, metrics: dict[str, dict[str, float]], found: dict[str, Any], seconds: dict[str, float]
-) -> RunRecord:
+    trainer: RunTrainer, metrics: dict[str, dict[str, float]], baselines: dict[str, dict[str, float]], found: dict[str, Any],
+    seconds: dict[str, float],
+) -> RunRecord:  # fmt: skip
     """The record of a run.
 
     Args:
         metrics: on the test rows, before and after training.
+        baselines: metrics of simpler tools on the test rows, by name.
         found: by the preflight.
         seconds: by phase.
     """
@@ -87,8 +88,7 @@ def make_record(
     }
     data["removed"] = run.parts.removed
     if run.labels is not None:
-        truth = labels(run.parts.test, config.columns.label or "label")
-        data |= {"labels": run.labels, "majority": majority_share(truth)}
+        data["labels"] = run.labels
     return RunRecord(
         config=config.model_dump(exclude_none=True) | {"max_length": run.max_length},
         command=config.command(),
@@ -110,6 +110,7 @@ def make_record(
         validation={"history": run.state.validation, "best_step": run.state.best_step},
         rule=run.state.rule,
         seconds=seconds | {"train": round(run.state.seconds, 3)},
+        baselines=baselines,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from ..errors import Interrupted, TrainingError
 from ..records import RECORD_FILE, RunRecord
+from .baselines import against, compute_baselines
 from .callbacks import StopOnSignal
 from .checkpoints import steps_of
 from .config import RunConfig
@@ -72,12 +73,15 @@ def train(config: RunConfig, *, resume: bool = False, decorate: Decorate | None 
             found = preflight(trainer)
         if show is not None and main:
             show(config, found)
+        with timer("baselines"):
+            baselines = compute_baselines(trainer)
         with timer("evaluate"):
             before = run.test(trainer.model, "before")
         _fit(trainer)
         with timer("evaluate"):
             after = run.test(trainer.model, "after")
-        record = make_record(trainer, {"before": before.metrics, "after": after.metrics}, found, timer.seconds)
+        metrics = {"before": before.metrics, "after": after.metrics}
+        record = make_record(trainer, metrics, against(baselines, after), found, timer.seconds)
         write_results(trainer, record, after.items, decorate)
     return record
 

@@ -1,0 +1,69 @@
+"""The baselines of a run: what simpler tools answer on its test rows, having read the rows that it trains on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..data.table import Table
+from ..evaluation.baselines import MAJORITY, PROBE, TFIDF, linear_probe, majority, tfidf
+from ..evaluation.features import mean_features
+from ..evaluation.metrics import Evaluation
+from ..evaluation.paired import compare_evaluations
+from .batches import BucketBatches, lengths_of
+from .compiling import eagerly
+from .prepare import Run
+from .trainer import RunTrainer
+
+
+def compute_baselines(trainer: RunTrainer) -> dict[str, Evaluation]:
+    """The baselines of a classifier, by name; none for a language model.
+
+    They read the training rows that the run will see, no more: a short run on a large set is not compared with a probe that
+    has read all of it.
+
+    Args:
+        trainer: before its first step, when the adapter changes nothing.
+    """
+    run, config = trainer.run, trainer.run.config
+    if run.labels is None:
+        return {}
+    rows = planned_rows(trainer)
+    train, test = run.examples["train"].select(rows), run.examples["test"]
+    targets, truth = list(train["labels"]), list(test["labels"])
+    found = {MAJORITY: majority(targets, truth, run.labels)}
+    if config.skip_baselines or len(set(targets)) < 2:  # a run of a few steps may see one class only
+        return found
+    if config.kind == "classification":
+        texts = _texts(run, run.parts.train.take(rows)), _texts(run, run.parts.test)
+        found[TFIDF] = tfidf(texts[0], targets, texts[1], truth, run.labels)
+    with eagerly(config.compile):
+        features = [mean_features(trainer.model, part, run.collate, config.batch_size).numpy() for part in (train, test)]
+    found[PROBE] = linear_probe(features[0], targets, features[1], truth, run.labels)
+    return found
+
+
+def against(baselines: dict[str, Evaluation], tuned: Evaluation) -> dict[str, dict[str, float]]:
+    """The metrics of the baselines, and how the tuned model compares on the same rows: `difference` of the accuracies (tuned
+    minus baseline) and the `p_value` of McNemar's exact test."""
+    found: dict[str, dict[str, float]] = {}
+    for name, baseline in baselines.items():
+        paired = compare_evaluations(baseline, tuned)
+        found[name] = baseline.metrics | {key: paired[key] for key in ("difference", "p_value")}
+    return found
+
+
+def planned_rows(trainer: RunTrainer) -> list[int]:
+    """The training rows that the run will see, as row numbers in ascending order."""
+    config, lengths = trainer.run.config, lengths_of(trainer.run.examples["train"])
+    batches = trainer.planned_steps() * config.gradient_accumulation
+    sampler = BucketBatches(lengths, config.batch_size * trainer.args.world_size, config.data_seed)
+    if batches >= len(sampler):
+        return list(range(len(lengths)))
+    return sorted(row for batch in sampler.global_batches()[:batches] for row in batch)
+
+
+def _texts(run: Run, table: Table) -> list[str]:
+    """The texts of a table; a pair as one text."""
+    columns = run.config.columns
+    parts: list[Any] = [table.columns[name] for name in (columns.text, columns.text_pair) if name is not None]
+    return [" ".join(row) for row in zip(*parts, strict=True)]
