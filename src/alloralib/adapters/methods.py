@@ -72,36 +72,47 @@ def make_config(
 
 
 def optimizer_groups(
-    model: Any, method: str, *, learning_rate: float, weight_decay: float = 0.0, ratio: float = LORAPLUS_RATIO
-) -> list[dict[str, Any]]:
+    model: Any, method: str, *, learning_rate: float, weight_decay: float = 0.0, ratio: float = LORAPLUS_RATIO,
+    head_learning_rate: float | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """The parameter groups of a method, for any torch optimizer. With LoRA+, B learns faster than everything else.
 
         model = get_peft_model(model, make_config("lora-plus", target_modules="all-linear"))
         optimizer = torch.optim.AdamW(optimizer_groups(model, "lora-plus", learning_rate=1e-4))
 
-    `allora train` does this by itself. All other methods have one group.
+    `allora train` does this by itself. All other methods have one group. What is trained whole, such as the head of a
+    classifier, can have a learning rate of its own.
 
     Args:
         model: the adapted model. Only parameters that require a gradient are in the groups.
         method: a name in `alloralib.METHODS`.
         learning_rate: of A, and of everything else that is not B.
-        weight_decay: of all groups.
+        weight_decay: of all groups, but not of biases and norms in a group of the head.
         ratio: learning rate of B over that of A in LoRA+; the default is what its authors recommend (arXiv:2402.12354).
+        head_learning_rate: of what is trained whole (PEFT's `modules_to_save`); None for `learning_rate`.
 
     Returns:
-        one dictionary with `params`, `lr` and `weight_decay` per learning rate.
+        one dictionary with `params`, `lr` and `weight_decay` per group. The first has `learning_rate`.
 
     Raises:
-        ConfigError: an unknown method.
+        ConfigError: an unknown method, or a `head_learning_rate` where nothing is trained whole.
     """
     _check_method(method)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     fast = {name for name, _ in trained if method == "lora-plus" and ("lora_B" in name or "lora_embedding_B" in name)}
-    rest = [p for name, p in trained if name not in fast]
+    head = [(name, p) for name, p in trained if head_learning_rate is not None and ".modules_to_save." in name]
+    if head_learning_rate is not None and not head:
+        raise ConfigError("head_learning_rate has no effect: no module is trained whole", remedy="leave it out")
+    own = fast | {name for name, _ in head}
+    rest = [p for name, p in trained if name not in own]
     groups = [{"params": rest, "lr": learning_rate, "weight_decay": weight_decay}]
     if fast:
         params = [p for name, p in trained if name in fast]
         groups.append({"params": params, "lr": learning_rate * ratio, "weight_decay": weight_decay})
+    for decay, is_vector in ((weight_decay, False), (0.0, True)):  # as transformers' Trainer
+        params = [p for _, p in head if (p.dim() < 2) == is_vector]
+        if params:
+            groups.append({"params": params, "lr": head_learning_rate, "weight_decay": decay})
     return groups
 
 

@@ -78,7 +78,7 @@ def linear_probe(
     return _evaluation(model.predict(test_features * scale).tolist(), test, labels)
 
 
-def logistic_regression(features: Any, targets: Sequence[int]) -> Any:
+def logistic_regression(features: Any, targets: Sequence[int], *, intercept: bool = True) -> Any:
     """A fitted logistic regression whose L2 penalty has the lowest cross-validated log loss on these rows.
 
     Folds are stratified and drawn with a fixed seed. With a class of one row there are no folds, and C is 1.
@@ -86,15 +86,17 @@ def logistic_regression(features: Any, targets: Sequence[int]) -> Any:
     Args:
         features: (rows, features), dense or sparse, root mean square about 1.
         targets: class indices, at least two different ones.
+        intercept: whether to fit one.
     """
+    settings: Any = {"max_iter": _ITERATIONS, "fit_intercept": intercept}
     folds = min(_FOLDS, *Counter(targets).values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that has nearly converged is as good a comparison
         warnings.simplefilter("ignore", FutureWarning)
         if folds < 2:
-            return LogisticRegression(C=1.0, max_iter=_ITERATIONS).fit(features, targets)
+            return LogisticRegression(C=1.0, **settings).fit(features, targets)
         split = StratifiedKFold(folds, shuffle=True, random_state=0)
-        search: Any = LogisticRegressionCV(Cs=_PENALTIES, cv=split, scoring="neg_log_loss", max_iter=_ITERATIONS)
+        search: Any = LogisticRegressionCV(Cs=_PENALTIES, cv=split, scoring="neg_log_loss", **settings)
         return search.fit(features, targets)
 
 

@@ -22,6 +22,7 @@ Positive = Annotated[int, Field(ge=1)]
 Day = Annotated[str, BeforeValidator(lambda value: date.fromisoformat(str(value)).isoformat())]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+HeadStart = Literal["random", "zero", "logistic"]
 Reporter = Literal["tensorboard", "wandb", "trackio"]
 
 _PART_SETTINGS = {
@@ -98,7 +99,16 @@ class RunConfig(BaseModel):
         default="all-linear", description="modules to adapt: names separated by commas, a regular expression, or all-linear"
     )
 
+    head_start: HeadStart = Field(
+        default="random",
+        description="how a classifier's head starts: random (or as the base was trained for these classes), zero, or logistic: "
+        "logistic regression on the base's features of the training rows",
+    )
+
     learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="peak learning rate")
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="peak learning rate of what is trained whole, such as a classifier's head [--learning-rate]"
+    )
     epochs: Annotated[float, Field(gt=0)] | None = Field(default=None, description=f"passes over the rows [{DEFAULT_EPOCHS}]")
     max_steps: Positive | None = Field(default=None, description="optimizer steps, instead of --epochs")
     batch_size: Positive = Field(default=16, description="rows per forward pass and process")
@@ -164,6 +174,10 @@ class RunConfig(BaseModel):
             clash = "evaluate_every needs validation rows: give --validation-share or --validation-data"
         elif self.chat_date is not None and self.task != "chat":
             clash = f"chat_date is for chat templates, and task={self.task} has none: leave --chat-date out"
+        elif self.is_language and self.head_start != "random":
+            clash = f"head_start={self.head_start} is for classifiers, and task={self.task} has no head: leave --head-start out"
+        elif self.is_language and self.head_learning_rate is not None:
+            clash = f"head_learning_rate is for classifiers, and task={self.task} has no head: leave --head-learning-rate out"
         elif self.data_dir is not None and self.data not in REGISTRY:
             clash = f"data_dir is for registered sets, and data={self.data!r} is not one: give the file itself as --data"
         if clash:

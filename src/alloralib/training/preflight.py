@@ -16,7 +16,7 @@ from ..data.examples import build_examples
 from ..data.forms import Kind
 from ..data.stops import stops
 from ..errors import TrainingError
-from . import compiling
+from . import compiling, head
 from .batches import BucketBatches, lengths_of
 from .config import RunConfig
 from .limits import check_pixels
@@ -64,7 +64,7 @@ def preflight(trainer: RunTrainer) -> dict[str, Any]:
 
 
 def report(config: RunConfig, found: dict[str, Any]) -> str:
-    """The findings of `preflight` as text."""
+    """The findings of `preflight`, and of `head.start_head`, as text."""
     data, adapter, cost = found["data"], found["adapter"], found["cost"]
     settings = config.model_dump(exclude_defaults=True, exclude={"output_dir", "overwrite"})
     lines = ["preflight", "  settings       " + ", ".join(f"{name}={value}" for name, value in settings.items())]
@@ -84,6 +84,8 @@ def report(config: RunConfig, found: dict[str, Any]) -> str:
         f"  cost           about {_duration(cost['seconds'])} for {cost['steps']:,} steps "
         f"({cost['step_seconds']:.2f} s each), {cost['peak_gib']:.1f} GiB at the longest batch",
     ]
+    if "head" in found:
+        lines.append(f"  head           {head.describe(found['head'])}")
     if config.compile:
         lines.append(f"  compiling      {compiling.describe(cost)}")
     lines += [f"  warning        {text}" for text in found["warnings"]]

@@ -104,7 +104,7 @@ def make_record(
         } | _bundled(config.model) | _describe_ends(run) | (asdict(run.state.base) if run.state.base else {}),
         data=data,
         adapter=_describe_adapter(config, found["adapter"]),
-        preflight={key: found[key] for key in ("data", "cost", "warnings")},
+        preflight={key: found[key] for key in ("data", "cost", "warnings", "head") if key in found},
         metrics=metrics,
         history=run.state.history,
         validation={"history": run.state.validation, "best_step": run.state.best_step},

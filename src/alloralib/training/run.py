@@ -19,6 +19,7 @@ from .callbacks import StopOnSignal
 from .checkpoints import steps_of
 from .config import RunConfig
 from .directory import RunDirectory
+from .head import start_head
 from .preflight import preflight
 from .prepare import prepare
 from .processes import is_main_process
@@ -70,7 +71,7 @@ def train(config: RunConfig, *, resume: bool = False, decorate: Decorate | None 
             run = prepare(config, directory, signals, resume=resume)
             trainer = RunTrainer(run)
         with timer("preflight"):
-            found = preflight(trainer)
+            found = preflight(trainer) | start_head(trainer)
         if show is not None and main:
             show(config, found)
         with timer("baselines"):
@@ -90,11 +91,12 @@ def dry_run(config: RunConfig) -> dict[str, Any]:
     """Do everything up to the first step and measure one step; nothing is written.
 
     Returns:
-        what `preflight` found.
+        what `preflight` found, and how the head of a classifier would start.
     """
     RunDirectory(config.output_dir).check_free(config.overwrite)
     with tempfile.TemporaryDirectory() as scratch:  # for transformers' Trainer, which creates its directory
-        return preflight(RunTrainer(prepare(config, RunDirectory(Path(scratch) / "run"), StopOnSignal())))
+        trainer = RunTrainer(prepare(config, RunDirectory(Path(scratch) / "run"), StopOnSignal()))
+        return preflight(trainer) | start_head(trainer)
 
 
 def _fit(trainer: RunTrainer) -> None:

@@ -51,13 +51,6 @@ class RunTrainer(Trainer):
     def __init__(self, run: Run) -> None:
         config, model = run.config, run.model
         arguments = training_arguments(config, str(run.directory.working))
-        optimizer = None
-        if config.method == "lora-plus":
-            groups = optimizer_groups(
-                model, config.method, learning_rate=config.learning_rate, weight_decay=config.weight_decay
-            )
-            optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-            optimizer = optimizer_class(groups, **settings)
         validate_and_save = ValidateAndSave(config, run.state, run.parts.validation is not None)
         self.run = run
         self._checkpoint: Any = run.checkpoint
@@ -69,7 +62,6 @@ class RunTrainer(Trainer):
             data_collator=with_rows(run.collate),
             processing_class=run.processor,
             callbacks=[Progress(run.state, is_main_process()), validate_and_save, run.signals],
-            optimizers=(optimizer, None),  # pyright: ignore[reportArgumentType] (a scheduler is optional too)
         )
         self.remove_callback(PrinterCallback)
         # With True, the Trainer counts the labels of the whole step for `compute_loss`, and leaves the mean to it. The first
@@ -81,6 +73,18 @@ class RunTrainer(Trainer):
     def fit(self) -> None:
         """Train, from the run's checkpoint if it has one."""
         self.train(resume_from_checkpoint=None if self._checkpoint is None else str(self._checkpoint.path))
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """As transformers', with a learning rate of their own for B (LoRA+) and for what is trained whole."""
+        config, model = self.run.config, self.model if model is None else model
+        if self.optimizer is None and (config.method == "lora-plus" or config.head_learning_rate is not None):
+            groups = optimizer_groups(
+                model, config.method, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
+                head_learning_rate=config.head_learning_rate,
+            )  # fmt: skip
+            optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(groups, **settings)
+        return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As transformers', but the warm-up leaves a step: a run of one step would otherwise have a learning rate of 0."""
