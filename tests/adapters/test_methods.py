@@ -38,6 +38,27 @@ def test_lora_plus_moves_B_faster() -> None:
             torch.testing.assert_close(p.detach(), before[name] - rate * grads[name], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("method", ["allora", "lora-plus"])
+def test_what_is_trained_whole_can_have_its_own_rate(method: str) -> None:
+    """Its biases and norms get no weight decay, as in transformers' Trainer."""
+    model = get_peft_model(Convs(), make_config(method, r=2, target_modules=["one"], modules_to_save=["two"]))
+    groups = optimizer_groups(model, method, learning_rate=0.1, weight_decay=0.01, head_learning_rate=0.5)
+    held = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            rate = 1.6 if method == "lora-plus" and "lora_B" in name else 0.1
+            expected = (rate, 0.01) if "lora_" in name else (0.5, 0.0 if name.endswith("bias") else 0.01)
+            assert held.pop(id(p)) == pytest.approx(expected), name
+    assert not held
+    assert groups[0]["lr"] == 0.1
+
+
+def test_a_rate_of_the_head_without_a_head_is_refused() -> None:
+    model = get_peft_model(llama(), make_config("allora", target_modules=["q_proj"]))
+    with pytest.raises(ConfigError, match="no module is trained whole"):
+        optimizer_groups(model, "allora", learning_rate=0.1, head_learning_rate=0.5)
+
+
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'lora-plus'"):
         optimizer_groups(llama(), "lora-pluss", learning_rate=0.1)

@@ -109,6 +109,7 @@ def two(words, tiny_bert, tmp_path_factory):
 
     def command(task: str, model: str) -> list[str]:
         other = ["--model", tiny_bert, "--target-modules", "query,value"] if model == "bert" else []
+        other += ["--head-start", "logistic", "--head-learning-rate", "0.2"] if model == "bert" else []
         return [*words, *TASKS[task], *other]
 
     @functools.cache
