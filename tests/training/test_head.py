@@ -41,8 +41,9 @@ def rows(tmp_path) -> str:
 
 
 def layer_of(trainer: RunTrainer) -> Any:
-    """The layer that makes the logits of a tiny Llama."""
-    return trainer.run.model.get_base_model().score.modules_to_save["default"]
+    """The layer that makes the logits of a tiny Llama or BERT."""
+    base = trainer.run.model.get_base_model()
+    return (base.score if hasattr(base, "score") else base.classifier).modules_to_save["default"]
 
 
 def logits_of(trainer: RunTrainer) -> torch.Tensor:
@@ -110,6 +111,16 @@ def test_stock_peft_loads_what_was_saved(tiny_llama, rows, tmp_path) -> None:
         torch.testing.assert_close(stock.eval()(**inputs).logits, run.model(**inputs).logits, rtol=0, atol=0)
     proof, _ = run.export(tmp_path / "merged", "merged")
     assert proof.difference <= 1e-5 < proof.change
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_sixteen_bits(name: str, rows, tmp_path) -> None:
+    """Rounding is not taken for logits that another layer makes, and the fit is better than no knowledge of the rows."""
+    trainer = trainer_of(tmp_path, save_text(name, tmp_path / "model"), rows, head_start="logistic", dtype="bfloat16")
+    start_head(trainer)
+    assert layer_of(trainer).weight.dtype == torch.bfloat16
+    truth = torch.tensor(list(trainer.run.examples["train"]["labels"]))
+    assert torch.nn.functional.cross_entropy(logits_of(trainer), truth) < 0.9 * np.log(2)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "roberta"])
