@@ -87,10 +87,7 @@ class ChatEncoder:
         if ids != marked["input_ids"]:
             characters = {i for start, end in trained for i in range(start, end)}
             first = {place for n, place in enumerate(places) if mask[n] and not (n and mask[n - 1])}
-            for (
-                start,
-                end,
-            ) in first:  # one that reaches from a prompt into its answer is now two, of which the second is trained
+            for start, end in first:  # a token that reaches from a prompt into its answer is two now; the second is trained
                 characters -= set(range(start, max([start, *(place for place in ends if place < end)])))
             trained = {place for place in offsets if not characters.isdisjoint(range(*place))}
         labels = [i if place in trained else IGNORED for i, place in zip(ids, offsets, strict=True)]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from .. import __version__
 from ..adapters.methods import DEFAULT_ETA
 from ..adapters.rule import rule_of
 from ..adapters.sidecar import write_sidecar
@@ -30,7 +31,7 @@ from .trainer import RunTrainer
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 PREDICTIONS_FILE = "predictions.jsonl"
-_LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy", "alloralib")
+_LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
 Decorate = Callable[[RunRecord, Path], None]
 
 
@@ -92,7 +93,7 @@ def make_record(
     return RunRecord(
         config=config.model_dump(exclude_none=True) | {"max_length": run.max_length},
         command=config.command(),
-        versions={"python": platform.python_version()}
+        versions={"alloralib": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _LIBRARIES if importlib.util.find_spec(name)},
         machine={
             "processor": platform.machine(), "threads": torch.get_num_threads(), "device": str(trainer.args.device),
