@@ -5,7 +5,7 @@ import pytest
 from alloralib.cli.main import main
 from alloralib.cli.train import summary
 from alloralib.evaluation.metrics import Evaluation
-from alloralib.evaluation.shots import make_shots
+from alloralib.evaluation.shots import Shots, make_shots
 from alloralib.records import RunRecord
 from alloralib.training.baselines import against, compute_baselines, planned_rows
 from alloralib.training.callbacks import StopOnSignal
@@ -80,25 +80,20 @@ def test_a_language_model_is_compared_with_examples_in_the_prompt(trained, name:
 
 
 def test_the_examples_are_training_rows_by_the_data_seed(tiny_llama, completions, tmp_path, monkeypatch) -> None:
-    drawn: list[list[int]] = []
-
-    def watched(*args, **settings):
-        shots = make_shots(*args, **settings)
-        drawn.append(shots.examples)
-        return shots
-
-    monkeypatch.setattr("alloralib.training.baselines.make_shots", watched)
-    for settings in (
-        {},
-        {"method": "pissa", "r": 3, "adapter_seed": 5, "max_steps": 1},
-        {"data_seed": 1},
-    ):
+    """No test row is among them, and the method, the rank and the adapter's seed do not change them."""
+    made: list[Shots] = []
+    monkeypatch.setattr("alloralib.training.baselines.make_shots", lambda *a, **k: made.append(make_shots(*a, **k)) or made[-1])
+    other = {"method": "pissa", "r": 3, "adapter_seed": 5, "max_steps": 1}
+    for settings in ({}, other, {"data_seed": 1}):
         trainer = trainer_of(tmp_path, tiny_llama, **completions, **settings)
-        found = compute_baselines(trainer)["4-shot"]
-        train, test = trainer.run.parts.train.columns["prompt"], trainer.run.parts.test.columns["prompt"]
-        assert not {train[row] for row in drawn[-1]} & set(test)
-        assert [item["row"] for item in found.items] == list(range(len(test)))
-    assert drawn[0] == drawn[1] != drawn[2]
+        compute_baselines(trainer)
+        run = trainer.run
+        train, test = run.parts.train.columns["prompt"], run.parts.test.columns["prompt"]
+        for ids, own in zip(made[-1].rows["input_ids"], test, strict=True):
+            text = run.processor.decode(ids)
+            assert [prompt for prompt in test if prompt in text] == [own]
+            assert sum(prompt in text for prompt in train) == 4
+    assert made[0].examples == made[1].examples != made[2].examples
 
 
 def test_a_prompt_with_room_for_fewer_examples_is_counted_and_said(tiny_llama, completions, tmp_path, capsys) -> None:
