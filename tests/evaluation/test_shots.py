@@ -240,3 +240,31 @@ def test_an_answer_that_is_written_otherwise_behind_earlier_turns_is_not_compare
     )
     with pytest.raises(NoShots, match="otherwise"):
         shots("chat", other, parts=(talks(TRAIN), talks(TEST), MESSAGES))
+
+
+def test_the_longest_choice_has_room_too(words) -> None:
+    longest = "very " * 9 + "good"
+    test = table([{"prompt": "the film is", "choices": ["bad", longest], "answer": "bad"}])
+    for max_length in range(20, 40):
+        found, _ = shots("multiple-choice", words, parts=(asked(TRAIN), test, CHOICES), max_length=max_length)
+        assert found.prompts is not None
+        assert len(found.prompts[0]) + 10 <= max_length
+    assert found.counts == [4]
+
+
+def test_a_first_token_that_does_not_count_alone_does_not_count_behind_examples(smollm) -> None:
+    """The prompt and its completion are one token, and without examples nothing comes before it."""
+    test = table([{"prompt": "a", "completion": "bout"}])
+    found, plain = shots("causal-lm", smollm, parts=(pairs(TRAIN), test, COMPLETIONS))
+    assert plain["labels"][0][0] != IGNORED
+    assert scored(found.rows) == scored(plain) == [[smollm.eos_token_id]]
+
+
+@pytest.mark.parametrize(("untrained", "counts"), [(0, "good"), (1, "bad")])
+def test_an_answer_of_weight_0_does_not_count_behind_examples(smollm, untrained: int, counts: str) -> None:
+    turns = talks(["the film", "a plot"]).columns["messages"]
+    turns[untrained][-1]["weight"] = 0
+    found, plain = shots("chat", smollm, parts=(talks(TRAIN), table([{"messages": [*turns[0], *turns[1]]}]), MESSAGES))
+    assert found.counts == [4]
+    assert scored(found.rows) == scored(plain)
+    assert smollm.decode(scored(plain)[0]) == f"{counts}<|im_end|>"

@@ -76,6 +76,9 @@ def test_a_language_model_with_a_lower_loss_is_not_short() -> None:
     assert list(answers(run)) == ["4-shot", "before", "after"]
     assert "| loss | 2.0000 | 3.0000 | 1.5000 |" in card(run)
     assert "4-shot: 1,200 of the rows have room for fewer examples." in card(run)
+    run.baselines["8-shot"] = run.baselines["4-shot"] | {"loss": 1.25, "difference": 0.25}
+    assert list(answers(run)) == ["4-shot", "8-shot", "before", "after"]
+    assert "0.2500 above that of the base model 8-shot" in (shortfall(run) or "")
     assert shortfall(language(1.5, None)) is None  # its loss was not finite
 
 
