@@ -36,7 +36,8 @@ class RunRecord:
         validation: `history` (step and metrics) and `best_step`, whose weights were kept; None without validation rows.
         rule: per recorded step: step, and by layer the mean and largest row norm of BA, the smallest and mean scale.
         seconds: wall-clock by phase.
-        baselines: metrics of simpler tools on the test rows, by name (`evaluation.baselines`); none for language models.
+        baselines: metrics of simpler tools on the test rows, by name (`evaluation.baselines`), or of the base model with
+            examples in its prompt (`evaluation.shots`).
     """
 
     config: dict[str, Any]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from alloralib.records import RunRecord
 from alloralib.reporting.baselines import answers, shortfall
 from alloralib.reporting.card import card
 
@@ -43,6 +44,49 @@ def test_the_baselines_stand_beside_the_model() -> None:
     assert list(answers(run)) == ["majority", "probe", "before", "after"]
     assert "| | majority | probe | before | after |" in card(run)
     assert "| accuracy | 0.5000 | 0.7000 | 0.5000 | 0.7500 |" in card(run)
+
+
+def language(loss: float, baseline: float | None, p: float = 0.001) -> RunRecord:
+    """A language model's record: the loss of the trained model, and with four examples."""
+    few = {"loss": baseline, "difference": None if baseline is None else loss - baseline, "p_value": p}
+    data = {name: value for name, value in record().data.items() if name not in ("majority", "labels")}
+    metrics = {"before": {"loss": 3.0}, "after": {"loss": loss}}
+    config = {"task": "causal-lm", "model": "smollm2-135m"}
+    few["rows_with_fewer_examples"] = 1200
+    return record(config=config, data=data, metrics=metrics, baselines={"4-shot": few})
+
+
+@pytest.mark.parametrize(
+    ("loss", "p", "said"),
+    [
+        (2.125, 0.001, "loss is 0.1250 above that of the base model 4-shot (p = 0.001)"),
+        (2.0, 1.0, "loss is equal to that of the base model 4-shot (within chance, p = 1)"),
+    ],
+)
+def test_a_language_model_that_is_not_better_than_with_examples_says_so(loss: float, p: float, said: str) -> None:
+    text = shortfall(language(loss, 2.0, p)) or ""
+    assert said in text
+    assert "put 4 examples into the base model's prompt" in text
+    assert said in card(language(loss, 2.0, p))
+
+
+def test_a_language_model_with_a_lower_loss_is_not_short() -> None:
+    run = language(1.5, 2.0)
+    assert shortfall(run) is None
+    assert list(answers(run)) == ["4-shot", "before", "after"]
+    assert "| loss | 2.0000 | 3.0000 | 1.5000 |" in card(run)
+    assert "4-shot: 1,200 of the rows have room for fewer examples." in card(run)
+    run.baselines["8-shot"] = run.baselines["4-shot"] | {"loss": 1.25, "difference": 0.25}
+    assert list(answers(run)) == ["4-shot", "8-shot", "before", "after"]
+    assert "0.2500 above that of the base model 8-shot" in (shortfall(run) or "")
+    assert shortfall(language(1.5, None)) is None  # its loss was not finite
+
+
+def test_multiple_choice_is_compared_by_accuracy() -> None:
+    few = {"4-shot": {"accuracy": 0.8, "loss": 9.0, "difference": -0.05, "p_value": 0.2}}
+    text = shortfall(record(baselines=few, metrics={"before": {"accuracy": 0.5}, "after": {"accuracy": 0.75, "loss": 1.0}}))
+    assert "the trained model is 5.0 points below 4-shot (within chance, p = 0.2)" in (text or "")
+    assert "put 4 examples" in (text or "")
 
 
 def test_a_record_of_0_2_0_has_the_majority_in_its_data() -> None:

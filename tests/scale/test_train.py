@@ -140,4 +140,7 @@ def test_two_processes_train_what_one_trains(two, tmp_path, how: str, task: str,
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
     assert second.metrics["after"]["loss"] == pytest.approx(first.metrics["after"]["loss"], rel=1e-3)
+    assert second.baselines.keys() == first.baselines.keys()
+    if task == "causal-lm":
+        assert second.baselines["4-shot"]["loss"] == pytest.approx(first.baselines["4-shot"]["loss"], rel=1e-5)
     assert not directory.with_name(directory.name + ".unfinished").exists()

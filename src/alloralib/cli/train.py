@@ -121,7 +121,7 @@ def summary(record: RunRecord, directory: str) -> str:
     """The result of a finished run in a few lines."""
     from ..reporting.baselines import answers, shortfall
 
-    before, after = record.metrics["before"], record.metrics["after"]
+    after = record.metrics["after"]
     rows = record.data["test"]["rows"]
     if "accuracy" in after:
         lines = [f"accuracy on {rows} test rows"]
@@ -129,12 +129,12 @@ def summary(record: RunRecord, directory: str) -> str:
             low, high = scores.get("accuracy_low"), scores.get("accuracy_high")
             interval = "" if low is None else f"  (95 % interval {low:.3f} to {high:.3f})"
             lines.append(f"  {name:<16}{scores['accuracy']:.3f}{interval}")
-        if short := shortfall(record):
-            lines.append(f"  {short}")
     else:
         lines = [f"loss per token on {rows} test rows ({after['tokens']:,} tokens)"]
-        for when, scores in (("before", before), ("after", after)):
-            lines.append(f"  {when:<8}{scores['loss']:.4f}  (perplexity {scores['perplexity']:.2f})")
+        for name, scores in answers(record).items():
+            lines.append(f"  {name:<8}{scores['loss']:.4f}  (perplexity {scores['perplexity']:.2f})")
+    if short := shortfall(record):
+        lines.append(f"  {short}")
     steps, seconds = len(record.history), record.seconds["train"]
     tokens = record.history[-1]["tokens"] if record.history else 0
     lines.append(

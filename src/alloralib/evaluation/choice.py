@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.language import IGNORED, collate_rows
 from .batching import Progress, evaluation_mode, longest_first, no_progress
 from .generation import Prompt, encode_prompt, generate_answers, left_padded
-from .limits import check_room, check_token_ids, limits_of
+from .limits import Limits, check_room, check_token_ids, limits_of
 from .metrics import Evaluation, proportion
 from .next_token import score_next_tokens, takes
 
@@ -21,6 +21,7 @@ from .next_token import score_next_tokens, takes
 def evaluate_choices(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], answers: Sequence[int], *,
     batch_size: int = 8, generate: bool = False, max_new_tokens: int = 32, progress: Progress = no_progress,
+    read: Sequence[list[int]] | None = None,
 ) -> Evaluation:  # fmt: skip
     """Find the choice that the model prefers.
 
@@ -35,6 +36,8 @@ def evaluate_choices(
         answers: (N,), the index of the right choice.
         batch_size: prompts per forward pass. Each prompt is computed once, with all its choices.
         max_new_tokens: of a generated answer.
+        read: (N,), token ids that the model reads in place of each prompt's own, which they end with. The tokens of the
+            choices stay the same.
 
     A choice is cut where the model can take no more tokens, as rows are in training.
 
@@ -45,7 +48,7 @@ def evaluate_choices(
     Raises:
         DataError: a prompt that leaves no room for a choice, or a token that the model has no embedding for.
     """
-    sums, continuations = choice_scores(model, tokenizer, prompts, choices, batch_size, progress)
+    sums, continuations = choice_scores(model, tokenizer, prompts, choices, batch_size, progress, read)
     items: list[dict[str, Any]] = []
     for row, (scores, tokens, answer) in enumerate(zip(sums, continuations, answers, strict=True)):
         chosen, per_token = _best(scores), _best([s / len(t) for s, t in zip(scores, tokens, strict=True)])
@@ -64,26 +67,19 @@ def evaluate_choices(
 
 def choice_scores(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], batch_size: int,
-    progress: Progress = no_progress,
+    progress: Progress = no_progress, read: Sequence[list[int]] | None = None,
 ) -> tuple[list[list[float]], list[list[list[int]]]]:  # fmt: skip
     """The sum of log-probabilities of every choice after its prompt, and the choice's tokens, by prompt.
 
     Args:
-        prompts, choices, batch_size: as in `evaluate_choices`.
+        prompts, choices, batch_size, read: as in `evaluate_choices`.
 
     Raises:
         DataError: a prompt that leaves no room for a choice, or a token that the model has no embedding for.
     """
     limits = limits_of(model)
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    check_room(encoded, limits, _where)
-    rows = zip(prompts, encoded, choices, strict=True)
-    continuations = [[_continuation(tokenizer, prompt, ids, choice) for choice in options] for prompt, ids, options in rows]
-    if limits.positions is not None:
-        room = [limits.positions - len(ids) for ids in encoded]
-        continuations = [[ids[:most] for ids in options] for options, most in zip(continuations, room, strict=True)]
-    joined = (list(chain(ids, *options)) for ids, options in zip(encoded, continuations, strict=True))
-    check_token_ids(joined, limits, tokenizer, _where)
+    encoded, continuations = encode_choices(tokenizer, prompts, choices, limits)
+    encoded = encoded if read is None else read
     sums: list[list[float]] = [[] for _ in encoded]
     with evaluation_mode(model):
         for rows in longest_first([len(ids) for ids in encoded], batch_size):
@@ -95,6 +91,26 @@ def choice_scores(
     return sums, continuations
 
 
+def encode_choices(
+    tokenizer: Any, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]], limits: Limits
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """The tokens of every prompt, and of each of its choices, cut where the model can take no more.
+
+    Raises:
+        DataError: as in `choice_scores`.
+    """
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    check_room(encoded, limits, _where)
+    rows = zip(prompts, encoded, choices, strict=True)
+    continuations = [[_continuation(tokenizer, prompt, ids, choice) for choice in options] for prompt, ids, options in rows]
+    if limits.positions is not None:
+        room = [limits.positions - len(ids) for ids in encoded]
+        continuations = [[ids[:most] for ids in options] for options, most in zip(continuations, room, strict=True)]
+    joined = (list(chain(ids, *options)) for ids, options in zip(encoded, continuations, strict=True))
+    check_token_ids(joined, limits, tokenizer, _where)
+    return encoded, continuations
+
+
 def _where(row: int) -> str:
     return f"row {row + 1}"
 
@@ -103,13 +119,17 @@ def _best(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=lambda i: scores[i])
 
 
+def with_gap(prompt: str, choice: str) -> str:
+    """A prompt with a choice behind it, and a space between them if neither has white space there."""
+    return prompt + ("" if not prompt or prompt[-1].isspace() or choice[:1].isspace() else " ") + choice
+
+
 def _continuation(tokenizer: Any, prompt: Prompt, prompt_ids: list[int], choice: str) -> list[int]:
     """The tokens of a choice after a prompt, at least one: those of the joint text after the prompt's own tokens."""
     if not isinstance(prompt, str):  # the text of a chat template ends at a token boundary
         ids: list[int] = tokenizer(choice, add_special_tokens=False)["input_ids"]
     else:
-        gap = "" if not prompt or prompt[-1].isspace() or choice[:1].isspace() else " "
-        ids = encode_prompt(tokenizer, prompt + gap + choice)[len(prompt_ids) :]
+        ids = encode_prompt(tokenizer, with_gap(prompt, choice))[len(prompt_ids) :]
         if not ids:  # in the joint text the choice is part of the prompt's last token
             ids = tokenizer(choice, add_special_tokens=False)["input_ids"]
     return ids or [tokenizer.eos_token_id or 0]

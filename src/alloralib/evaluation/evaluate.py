@@ -30,6 +30,7 @@ class EvaluationData:
         examples: the rows as the model takes them, from `data.examples.build_examples`.
         collate: makes a batch of examples.
         labels: the classes in the order of the logits; None for a language model.
+        prompts: multiple choice: token ids that the model reads in place of each prompt's own (see `evaluate_choices`).
     """
 
     kind: Kind
@@ -38,6 +39,7 @@ class EvaluationData:
     examples: Any
     collate: Callable[[list[Any]], Any]
     labels: list[str] | None
+    prompts: list[list[int]] | None = None
 
 
 def evaluate_examples(
@@ -64,7 +66,7 @@ def evaluate_examples(
         rows = questions(data.table, data.columns)
         chosen = evaluate_choices(
             model, processor, [q.prompt for q in rows], [q.choices for q in rows], [q.answer for q in rows],
-            batch_size=batch_size, generate=generate, progress=progress,
+            batch_size=batch_size, generate=generate, progress=progress, read=data.prompts,
         )  # fmt: skip
         return _merged(scored, chosen)
     if not generate:

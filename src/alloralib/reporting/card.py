@@ -83,6 +83,9 @@ def _about_rows(record: RunRecord) -> str:
             f"The weights are those of step {record.validation['best_step']}, which had the lowest loss on "
             f"{data['validation']['rows']:,} validation rows."
         )
+    for name, scores in record.baselines.items():
+        if fewer := scores.get("rows_with_fewer_examples"):
+            sentences.append(f"{name}: {fewer:,} of the rows have room for fewer examples.")
     if short := shortfall(record):
         sentences.append(short[0].upper() + short[1:] + ".")
     return " ".join(sentences)

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from ..data.table import Table
 from ..evaluation.baselines import MAJORITY, PROBE, TFIDF, linear_probe, majority, tfidf
 from ..evaluation.features import mean_features
+from ..evaluation.limits import limits_of
 from ..evaluation.metrics import Evaluation
 from ..evaluation.paired import compare_evaluations
+from ..evaluation.shots import NoShots, make_shots
 from .batches import BucketBatches, lengths_of
 from .compiling import eagerly
 from .prepare import Run
+from .processes import is_main_process
 from .trainer import RunTrainer
 
 
 def compute_baselines(trainer: RunTrainer) -> dict[str, Evaluation]:
-    """The baselines of a classifier, by name; none for a language model.
+    """The baselines of a run, by name.
 
-    They read the training rows that the run will see, no more: a short run on a large set is not compared with a probe that
-    has read all of it.
+    Those of a classifier read the training rows that the run will see, no more: a short run on a large set is not compared
+    with a probe that has read all of it. That of a language model is the same model with a few of all training rows as
+    examples in its prompt (`evaluation.shots`); where there can be none, this says why on standard error. Plain text has no
+    prompt, and no baseline.
 
     Args:
         trainer: before its first step, when the adapter changes nothing.
     """
     run, config = trainer.run, trainer.run.config
     if run.labels is None:
-        return {}
+        plain_text = config.columns.text is not None
+        return {} if plain_text or config.skip_baselines else _few_shots(trainer)
     rows = planned_rows(trainer)
     train, test = run.examples["train"].select(rows), run.examples["test"]
     targets, truth = list(train["labels"]), list(test["labels"])
@@ -43,12 +50,15 @@ def compute_baselines(trainer: RunTrainer) -> dict[str, Evaluation]:
 
 
 def against(baselines: dict[str, Evaluation], tuned: Evaluation) -> dict[str, dict[str, float]]:
-    """The metrics of the baselines, and how the tuned model compares on the same rows: `difference` of the accuracies (tuned
-    minus baseline) and the `p_value` of McNemar's exact test."""
+    """The metrics of the baselines, and how the tuned model compares on the same rows: `difference` (tuned minus baseline) of
+    the accuracies or, without answers, of the losses per token, and the `p_value` of McNemar's exact test or of the sign test
+    on the rows' losses."""
+    score = "accuracy" if "accuracy" in tuned.metrics else "loss"
     found: dict[str, dict[str, float]] = {}
     for name, baseline in baselines.items():
-        paired = compare_evaluations(baseline, tuned)
-        found[name] = baseline.metrics | {key: paired[key] for key in ("difference", "p_value")}
+        difference = tuned.metrics[score] - baseline.metrics[score]
+        p_value = compare_evaluations(baseline, tuned)["p_value"]
+        found[name] = baseline.metrics | {"difference": difference, "p_value": p_value}
     return found
 
 
@@ -60,6 +70,30 @@ def planned_rows(trainer: RunTrainer) -> list[int]:
     if batches >= len(sampler):
         return list(range(len(lengths)))
     return sorted(row for batch in sampler.global_batches()[:batches] for row in batch)
+
+
+def _few_shots(trainer: RunTrainer) -> dict[str, Evaluation]:
+    """The untuned language model with examples in its prompt."""
+    run, config = trainer.run, trainer.run.config
+    try:
+        shots = make_shots(
+            config.kind, run.parts.train, run.parts.test, config.columns, run.processor, run.examples["test"],
+            max_length=run.max_length, limits=limits_of(trainer.model), seed=config.data_seed,
+        )  # fmt: skip
+    except NoShots as reason:
+        _say(f"the base model is not tested with examples in its prompt: {reason}")
+        return {}
+    most = len(shots.examples)
+    fewer = sum(count < most for count in shots.counts)
+    if fewer:
+        _say(f"{fewer} of {len(shots.counts)} prompts have room for fewer than {most} examples within {run.max_length} tokens")
+    found = run.test_with(trainer.model, shots)
+    return {f"{most}-shot": Evaluation(found.metrics | {"rows_with_fewer_examples": fewer}, found.items)}
+
+
+def _say(what: str) -> None:
+    if is_main_process():
+        print(f"allora: {what}", file=sys.stderr)
 
 
 def _texts(run: Run, table: Table) -> list[str]:

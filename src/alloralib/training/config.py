@@ -133,7 +133,9 @@ class RunConfig(BaseModel):
         default=None, description=f"steps between records of the rule's state per layer [1/{DEFAULT_CHECKPOINTS} of the run]"
     )
     skip_baselines: bool = Field(
-        default=False, description="compare a classifier with the majority class only, not with TF-IDF and a linear probe"
+        default=False,
+        description="compare a classifier with the majority class only, not with TF-IDF and a linear probe; and a language "
+        "model with itself before training only, not with examples in its prompt",
     )
     report_to: list[Reporter] = Field(default_factory=list, description="log to tensorboard, wandb, trackio too (with commas)")
 

@@ -27,6 +27,7 @@ from ..errors import ConfigError
 from ..evaluation.evaluate import EvaluationData, evaluate_examples
 from ..evaluation.limits import Limits, check_examples
 from ..evaluation.metrics import Evaluation
+from ..evaluation.shots import Shots
 from ..files import sha256_of_json
 from .arguments import check_optimizer
 from .callbacks import StopOnSignal
@@ -96,8 +97,16 @@ class Run:
         assert self.parts.validation is not None
         return self._evaluate(model, self.parts.validation, "validation", "validating", choices=False).metrics
 
-    def _evaluate(self, model: Any, table: Table, part: str, title: str, *, choices: bool) -> Evaluation:
-        data = EvaluationData(self.config.kind, table, self.config.columns, self.examples[part], self.collate, self.labels)
+    def test_with(self, model: Any, shots: Shots) -> Evaluation:
+        """The same as `test` with examples in the prompts."""
+        title = f"evaluating with {len(shots.examples)} examples in the prompt"
+        return self._evaluate(model, self.parts.test, "test", title, choices=True, shots=shots)
+
+    def _evaluate(
+        self, model: Any, table: Table, part: str, title: str, *, choices: bool, shots: Shots | None = None
+    ) -> Evaluation:
+        rows, prompts = (self.examples[part], None) if shots is None else (shots.rows, shots.prompts)
+        data = EvaluationData(self.config.kind, table, self.config.columns, rows, self.collate, self.labels, prompts)
         total = len(table) * (2 if choices and self.config.kind == "multiple-choice" else 1)
         bar = tqdm(total=total, desc=title, unit="row", file=sys.stderr, leave=False, disable=not is_main_process())
         with eagerly(self.config.compile), bar:
