@@ -50,11 +50,6 @@ class _Part:
     factor: Tensor  # s for B, (..., n1, 1); ||diag(s) B||_F / ||B||_F for A, (..., 1, 1)
     trained: bool  # whether this optimizer moves it
 
-    @property
-    def step(self) -> Tensor:
-        """What the optimizer added."""
-        return self.weight - self.start
-
 
 @dataclass(frozen=True)
 class _Step:
@@ -69,13 +64,14 @@ class _Step:
     def rescale(self) -> None:
         """Scale the step that the optimizer has just taken."""
         c: Tensor | float = 1.0
+        steps = self.A.weight - self.A.start, self.B.weight - self.B.start
         if self.weight_norms is not None:
-            A, B = expanded(self.layer, self.A.start, self.B.start)
-            dA, dB = expanded(self.layer, self.A.step, self.B.step)
-            c = step_factor(change_norm(A, B, dA, dB), self.weight_norms, self.rate)
-        for part in (self.A, self.B):
+            starts = expanded(self.layer, self.A.start, self.B.start)
+            change = change_norm(*starts, *expanded(self.layer, *steps))
+            c = step_factor(change, self.weight_norms, self.rate)
+        for part, step in zip((self.A, self.B), steps, strict=True):
             if part.trained:
-                part.weight.copy_(part.start + c * part.factor * part.step)
+                part.weight.copy_(part.start + c * part.factor * step)
 
 
 _layers: weakref.WeakSet[Any] = weakref.WeakSet()
