@@ -10,12 +10,15 @@ import importlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import Trainer
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["alloralib.training.run", "alloralib.reporting.card", "matplotlib.figure", __name__])
@@ -111,3 +114,18 @@ def _child(words: list[str], point: Point | None, number: int, log: Path | None)
     code = main(words)
     sys.stderr.flush()
     os._exit(code)
+
+
+@contextmanager
+def sigterm_in_step(number: int) -> Generator[None]:
+    """SIGTERM arrives in the `number`-th step (from 1) of a run in this process."""
+    steps, step = count(1), Trainer.training_step
+
+    def stopped(*arguments: Any, **named: Any) -> Any:
+        if next(steps) == number:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "training_step", stopped)
+        yield

@@ -124,25 +124,6 @@ def test_stored_dtypes(base, tmp_path) -> None:
     assert (stored_dtype("no/such-model"), stored_dtypes("no/such-model")) == (None, {})
 
 
-def test_the_digest_of_large_weights_is_kept(base, tmp_path, monkeypatch) -> None:
-    """Until a file changes; what changed in the last two seconds is read again, for file systems round times."""
-    monkeypatch.setenv("ALLORA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(base_identity, "_KEPT_FROM", 0)
-    read: list[str] = []
-    line = base_identity._line
-    monkeypatch.setattr(base_identity, "_line", lambda tensor: (read.append(tensor.name), line(tensor))[1])
-    first = digest_of_weights(base)
-    assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(base_identity, "_SETTLED", -1)
-    assert digest_of_weights(base) == first
-    read.clear()
-    assert digest_of_weights(base) == first
-    assert not read
-    change_weights(base)
-    assert digest_of_weights(base) != first
-    assert read
-
-
 # what a run keeps
 
 

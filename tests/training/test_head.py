@@ -1,7 +1,6 @@
 """How a classifier's head starts and how fast it learns: settings of a run, and what they leave as it was."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from peft import PeftModel
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, Trainer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from alloralib import RunConfig, open_run, train
 from alloralib.cli.main import main
@@ -27,6 +26,7 @@ from ..classifiers import IMAGES, TEXTS, save_images, save_text
 from ..cli.commands import refused
 from ..tiny import save
 from ..trained import command, jsonl, make_images, sentences
+from .processes import sigterm_in_step
 from .test_baselines import trainer_of
 
 CLASSES = {"good": "good", "great": "good", "fine": "fine", "bad": "bad", "awful": "bad", "poor": "bad"}
@@ -267,7 +267,7 @@ def test_the_same_rate_changes_nothing(rows, tmp_path, more: dict[str, Any]) -> 
     assert files[0] == files[1] != files[2]
 
 
-def test_stopped_and_resumed_ends_bit_identical(tiny_llama, rows, tmp_path, monkeypatch) -> None:
+def test_stopped_and_resumed_ends_bit_identical(tiny_llama, rows, tmp_path) -> None:
     given = {
         "task": "classification", "model": tiny_llama, "data": rows, "r": 2, "max_steps": 6, "batch_size": 8,
         "checkpoint_every": 2, "method": "lora-plus", "head_start": "logistic", "head_learning_rate": 0.05, "test_share": 0.2,
@@ -275,19 +275,8 @@ def test_stopped_and_resumed_ends_bit_identical(tiny_llama, rows, tmp_path, monk
     directories = [tmp_path / "whole", tmp_path / "stopped"]
     configs = [RunConfig.of(given | {"output_dir": str(directory)}) for directory in directories]
     train(configs[0])
-    steps: list[int] = []
-    step = Trainer.training_step
-
-    def stopped(*arguments: Any, **named: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return step(*arguments, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "training_step", stopped)
-        with pytest.raises(Interrupted):
-            train(configs[1])
+    with sigterm_in_step(3), pytest.raises(Interrupted):
+        train(configs[1])
     assert main(["train", "--resume", "--output-dir", str(directories[1])]) == 0
     for name in ("adapter_model.safetensors", "predictions.jsonl"):
         assert (directories[0] / name).read_bytes() == (directories[1] / name).read_bytes()

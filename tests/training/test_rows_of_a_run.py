@@ -1,13 +1,12 @@
 """The classes and the rows of a run: in the base's own order, and as an earlier version held them out."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from alloralib import RunConfig, open_run, train
 from alloralib.cli.main import main
@@ -16,6 +15,7 @@ from alloralib.records import RunRecord
 
 from ..tiny import save
 from ..trained import jsonl, sentences
+from .processes import sigterm_in_step
 
 
 @pytest.fixture(scope="module")
@@ -57,22 +57,11 @@ def test_other_classes_than_the_bases_are_said(named: str, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("way", ["command", "Python"])
-def test_a_run_that_an_earlier_version_started_goes_on_with_its_rows(tiny_llama, tmp_path, monkeypatch, way: str) -> None:
+def test_a_run_that_an_earlier_version_started_goes_on_with_its_rows(tiny_llama, tmp_path, way: str) -> None:
     """Its run.yaml does not say how rows were held out, and its checkpoint knows the rows."""
     given = settings(tmp_path, tiny_llama, max_steps=4, checkpoint_every=2, validation_share=0.2)
-    steps: list[int] = []
-    step = Trainer.training_step
-
-    def stopped(*arguments: Any, **named: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return step(*arguments, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "training_step", stopped)
-        with pytest.raises(Interrupted):
-            train(RunConfig.of(given | {"held_out": "random"}))
+    with sigterm_in_step(3), pytest.raises(Interrupted):
+        train(RunConfig.of(given | {"held_out": "random"}))
     file = tmp_path / "run.unfinished" / "run.yaml"
     written = yaml.safe_load(file.read_text())
     assert written.pop("held_out") == "random"

@@ -1,4 +1,4 @@
-"""What `adapter_config.json` holds: the keys that every reader of LoRA needs, and those that are not at their default.
+"""What `adapter_config.json` holds: the keys that readers require, and those that are not at their default.
 
 PEFT writes every field of its own version. Older versions of PEFT, and programs that load the file with one, refuse or ignore
 fields that they do not know, even where the value is the default.
@@ -10,13 +10,8 @@ from typing import Any
 
 from peft import LoraConfig
 
-EVERY_READER = frozenset(
-    [
-        *("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "target_modules"),
-        *("lora_dropout", "bias", "fan_in_fan_out", "modules_to_save"),
-    ]
-)
-"""Written whatever their value: PEFT has them since its first versions, and other programs read them without a default."""
+REQUIRED = frozenset(["peft_type", "r", "lora_alpha", "target_modules"])
+"""Written whatever their value: PEFT reads the first without a default, vLLM the others, llama.cpp's converter `lora_alpha`."""
 
 
 class StockConfig(LoraConfig):
@@ -40,5 +35,5 @@ def shortened(content: dict[str, Any]) -> dict[str, Any]:
     return {
         key: sorted(value) if isinstance(value, set) else value
         for key, value in content.items()
-        if key in EVERY_READER or (key != "peft_version" and (key not in default or value != default[key]))
+        if key in REQUIRED or (key != "peft_version" and (key not in default or value != default[key]))
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 import shutil
 import sys
@@ -233,9 +235,6 @@ def _sniff(path: Path, columns: Mapping[str, str]) -> str:
     Raises:
         ConfigError: the first line looks like the header of a table with the run's columns.
     """
-    import csv
-    import json
-
     with path.open("rb") as file:
         first = file.readline(_SNIFFED).decode("utf-8-sig", errors="replace").strip()
     if first.startswith("{"):

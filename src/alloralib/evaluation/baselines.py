@@ -6,6 +6,8 @@
 
 They read the training rows only, and are scored on the test rows like the trained model. The L2 penalty of a logistic
 regression is chosen by cross-validation on the training rows.
+
+scikit-learn is imported when it is needed: a language model's run does not wait for it.
 """
 
 from __future__ import annotations
@@ -17,10 +19,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
-from sklearn.model_selection import StratifiedKFold
 
 from .metrics import Evaluation, classification_metrics
 
@@ -52,6 +50,8 @@ def tfidf(
         train_texts, test_texts: the texts; a pair of texts as one, joined by a space.
         train, test, labels: as in `majority`.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     vectorizer: Any = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     try:
         features = vectorizer.fit_transform(train_texts)
@@ -88,6 +88,10 @@ def logistic_regression(features: Any, targets: Sequence[int], *, intercept: boo
         targets: class indices, at least two different ones.
         intercept: whether to fit one.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+    from sklearn.model_selection import StratifiedKFold
+
     settings: Any = {"max_iter": _ITERATIONS, "fit_intercept": intercept}
     folds = min(_FOLDS, *Counter(targets).values())
     with warnings.catch_warnings():

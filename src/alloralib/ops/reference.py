@@ -109,9 +109,7 @@ def delta_weight(A: Tensor, B: Tensor, *, eta: float, scaling: float = 1.0) -> T
     ).mT  # fmt: skip
 
 
-def relative_step(
-    W: Tensor, A: Tensor, B: Tensor, dA: Tensor, dB: Tensor, *, rate: float, eta: float
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def relative_step(W: Tensor, A: Tensor, B: Tensor, dA: Tensor, dB: Tensor, *, rate: float, eta: float) -> tuple[Tensor, Tensor]:
     """Twin of `relative.py`: the step (dA, dB) as it is applied to A (r, n2) and B (n1, r), beside W (n1, n2)."""
 
     def norms_of_rows(M: Tensor) -> Tensor:

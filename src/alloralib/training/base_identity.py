@@ -9,22 +9,19 @@ A run keeps, in its record and in the adapter's `allora_config.json`:
     config_file a SHA-256 of those that are in config.json, so that other defaults of a later transformers do not count
 
 `weights` is the SHA-256 of a sorted list with a line per tensor: its name, dtype, shape and the SHA-256 of its values. So the
-same tensors in other shards, or in another order, are the same base. It reads every byte of the weights, in several threads,
-at about half a GB to 2 GB per second and core. Two things are not read again: a model of the hub with the recorded commit, and
-files of more than 64 MiB whose path, size, inode and times of change are as when they were read (`$ALLORA_CACHE/weights`).
+same tensors in other shards, or in another order, are the same base. It reads every byte of the weights, in several threads.
+A model of the hub with the recorded commit is not read.
 
 The tokenizer is not a part of it: a run and its exports have their own copy.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,15 +32,12 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..data.cache import cache_dir
 from ..errors import ConfigError, ModelError
-from ..files import finite, sha256_of_bytes, sha256_of_json, write_text
+from ..files import finite, sha256_of_bytes, sha256_of_json
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CHUNK = 1 << 24
 _THREADS = 8
-_KEPT_FROM = 1 << 26
-_SETTLED = 2_000_000_000  # nanoseconds; file systems round times
 _NO_EFFECT = frozenset(
     [  # on the logits: names, the head (which belongs to the adapter), what is returned, the dtype on disk
         *("architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "use_cache", "return_dict"),
@@ -161,17 +155,9 @@ def digest_of_weights(directory: Path | None) -> str | None:
     tensors = list(_tensors(directory))
     if not tensors:
         return None
-    kept = _kept_digest({tensor.file for tensor in tensors})
-    if kept is not None and kept.is_file():
-        return kept.read_text(encoding="utf-8")
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         lines = sorted(pool.map(_line, sorted(tensors, key=lambda t: t.start - t.stop)))  # the largest first
-    digest = sha256_of_bytes("\n".join(lines).encode())
-    if kept is not None:
-        with contextlib.suppress(OSError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_text(kept, digest)
-    return digest
+    return sha256_of_bytes("\n".join(lines).encode())
 
 
 def stored_dtypes(path: str) -> dict[str, torch.dtype]:
@@ -221,16 +207,6 @@ def _weight_files(directory: Path) -> list[Path]:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         return [file for name in sorted(set(names)) if (file := directory / name).is_file()]  # or not downloaded yet
     return sorted(directory.glob("*.safetensors"))
-
-
-def _kept_digest(files: set[Path]) -> Path | None:
-    """The file that keeps the digest of weights; None for small ones, and while a change could leave the times as they are."""
-    stats = {str(file.resolve()): file.stat() for file in files}
-    newest = max(max(s.st_mtime_ns, s.st_ctime_ns) for s in stats.values())
-    if sum(s.st_size for s in stats.values()) < _KEPT_FROM or time.time_ns() - newest < _SETTLED:
-        return None
-    state = {name: [s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats.items()}
-    return cache_dir() / "weights" / sha256_of_json(state)
 
 
 def _line(tensor: _Tensor) -> str:

@@ -151,7 +151,8 @@ class RunTrainer(Trainer):
         return batch | {"labels": torch.full_like(batch["labels"], IGNORED)}
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        if "attention_mask" in inputs and bool((inputs["labels"] == IGNORED).all()):  # a repeated row
+        repeats = self._sampler.repeated is not None and "attention_mask" in inputs
+        if repeats and bool((inputs["labels"] == IGNORED).all()):  # another process counts this row
             inputs = inputs | {"attention_mask": torch.zeros_like(inputs["attention_mask"])}
         super()._track_num_input_tokens(inputs)
 
