@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from alloralib import AlloraConfig, VariantConfig, load_config, make_config
 from alloralib.adapters.layers import Linear
 from alloralib.adapters.sidecar import SIDECAR
-from alloralib.adapters.stock import EVERY_READER
+from alloralib.adapters.stock import REQUIRED
 from alloralib.errors import ConfigError
 
 from .models import assert_rule, gradients, llama, lora_twin, randomise, tokens
@@ -32,7 +32,7 @@ def saved(tmp_path, method: str = "allora", **settings):
 def test_what_is_on_disk(tmp_path) -> None:
     _, path = saved(tmp_path)
     stock = json.loads((path / "adapter_config.json").read_text())
-    assert stock.keys() == EVERY_READER | {"rank_pattern", "alpha_pattern", "auto_mapping"}
+    assert stock.keys() == REQUIRED | {"rank_pattern", "alpha_pattern", "auto_mapping", "inference_mode"}
     assert (stock["peft_type"], stock["r"], stock["lora_alpha"]) == ("LORA", 4, 4)
     assert stock["rank_pattern"] == stock["alpha_pattern"] == {"q_proj": 2}
     ours = json.loads((path / SIDECAR).read_text())
